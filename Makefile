@@ -1,0 +1,56 @@
+# `make demo` runs the main job on the local cloud; `make test` passes the tests. Both set themselves up.
+PYTHON ?= python3
+SEED ?= 7
+SPEED ?= 4
+
+.PHONY: help demo test check setup latency lock clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4
+	@.venv/bin/python -m localcloud.demo --seed $(SEED) --speed $(SPEED)
+
+test: check  ## everything CI runs, under ten minutes on two cores
+	@.venv/bin/python -m pytest
+
+check: setup  ## format, lint and types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy build.py templates ops lambdas agent ecs-tasks/gpu-worker/gpu_worker localcloud
+
+latency: setup  ## notice to DRAINING and upload to launch, at real time
+	@.venv/bin/python -m localcloud.latency
+
+setup: .venv/.done .venv-aws/.done .agent-site/.done  ## the environments, from pinned requirements
+
+.venv/.done: requirements/main.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Spindrift needs Python 3.11 or newer as '$(PYTHON)'; point to one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 2; }
+	@echo "setting up .venv (about a minute, once)"
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/main.txt
+	@touch $@
+
+.venv-aws/.done: requirements/aws.txt .venv/.done
+	@echo "setting up .venv-aws (the stock aws command line)"
+	@rm -rf .venv-aws && $(PYTHON) -m venv .venv-aws
+	@.venv-aws/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/aws.txt
+	@touch $@
+
+# The agent's packages for Amazon Linux 2023's Python 3.9, pure Python only: they travel inside agent.pyz.
+.agent-site/.done: requirements/agent.txt .venv/.done
+	@rm -rf .agent-site
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target .agent-site \
+		--only-binary=:all: --platform any --python-version 3.9 --implementation py --abi none -r requirements/agent.txt
+	@touch $@
+
+lock:  ## compile requirements/*.in to pinned, hashed *.txt (needs uv)
+	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/main.in -o requirements/main.txt
+	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/aws.in -o requirements/aws.txt
+	uv pip compile -q --generate-hashes --python-version 3.9 --no-header --no-annotate requirements/agent.in -o requirements/agent.txt
+
+clean:  ## remove what was built and set up
+	rm -rf build .venv .venv-aws .agent-site

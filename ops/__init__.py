@@ -1,0 +1,1 @@
+"""What an operator does with an account: one file for each command."""

@@ -1,0 +1,256 @@
+"""Permissions: each a function named for the task it allows, and one role for each actor.
+
+Which resources an action can be limited to is from the Service Authorization Reference; an action with Resource "*"
+here cannot be limited there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from troposphere import GetAtt, Ref, Sub, Tags, iam
+
+from templates.settings import STACK_TAG
+
+Statement = dict[str, Any]
+
+
+def allow(actions: Sequence[str], resources: Any, **condition: Any) -> Statement:
+    """One Allow statement; `condition` as operator=mapping."""
+    statement: Statement = {"Effect": "Allow", "Action": list(actions), "Resource": resources}
+    return {**statement, "Condition": condition} if condition else statement
+
+
+def role(
+    title: str, service: str, tags: Tags, statements: Sequence[Statement], managed: Sequence[Any] = ()
+) -> iam.Role:
+    """A role for one actor: who may assume it, and all that it may do."""
+    policy = iam.Policy(PolicyName=title, PolicyDocument={"Version": "2012-10-17", "Statement": list(statements)})
+    return iam.Role(
+        title,
+        AssumeRolePolicyDocument={
+            "Version": "2012-10-17",
+            "Statement": [
+                {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"},
+            ],
+        },
+        Tags=tags,
+        **({"Policies": [policy]} if statements else {}),
+        **({"ManagedPolicyArns": list(managed)} if managed else {}),
+    )
+
+
+def arn(service: str, resource: str) -> Sub:
+    """An ARN in this account and region; `resource` may hold ${...}."""
+    return Sub(f"arn:${{AWS::Partition}}:{service}:${{AWS::Region}}:${{AWS::AccountId}}:{resource}")
+
+
+def in_this_cluster(cluster: Any) -> dict[str, Any]:
+    """The condition that an ECS call is about this cluster."""
+    return {"ArnEquals": {"ecs:cluster": GetAtt(cluster, "Arn")}}
+
+
+# Queues, topic and key
+
+
+def take_messages(*queues: Any) -> Statement:
+    """Receive and finish messages, as a Lambda event source does: it can neither add nor purge them."""
+    return allow(
+        ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"],
+        [GetAtt(queue, "Arn") for queue in queues],
+    )
+
+
+def take_jobs(queue: Any) -> Statement:
+    """Receive, hold, give back and finish jobs. A worker can neither add nor purge them."""
+    return allow(
+        ["sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueUrl"],
+        [GetAtt(queue, "Arn")],
+    )
+
+
+def send_messages(*queues: Any) -> Statement:
+    """Add messages."""
+    return allow(["sqs:SendMessage"], [GetAtt(queue, "Arn") for queue in queues])
+
+
+def measure_queues(*queues: Any) -> Statement:
+    """See how many messages wait and how many are in flight."""
+    return allow(["sqs:GetQueueAttributes"], [GetAtt(queue, "Arn") for queue in queues])
+
+
+def publish_notices(topic: Any) -> Statement:
+    """Tell the capacity Lambda of an interruption: the one thing an instance may say."""
+    return allow(["sns:Publish"], [Ref(topic)])
+
+
+def open_and_seal(key: Any) -> Statement:
+    """Read and write what the key encrypts in SQS, SNS and S3."""
+    return allow(["kms:Decrypt", "kms:GenerateDataKey"], [GetAtt(key, "Arn")])
+
+
+def use_encrypted_table(key: Any) -> Statement:
+    """Use a table under a customer key: DynamoDB asks for these in the caller's name."""
+    return allow(
+        ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"],
+        [GetAtt(key, "Arn")],
+    )
+
+
+# Buckets and table
+
+
+def record_jobs(table: Any) -> Statement:
+    """Write a job's first record, and look whether there was one."""
+    return allow(["dynamodb:PutItem", "dynamodb:GetItem"], [GetAtt(table, "Arn")])
+
+
+def change_jobs(table: Any) -> Statement:
+    """Claim, extend, release and finish jobs that exist."""
+    return allow(["dynamodb:GetItem", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
+
+
+def read_uploads(bucket: Any) -> Statement:
+    """Fetch an upload, in the version that the job names."""
+    return allow(["s3:GetObject", "s3:GetObjectVersion"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+
+
+def store_results(bucket: Any) -> Statement:
+    """Add results. A worker can neither read nor remove them."""
+    return allow(["s3:PutObject"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+
+
+def fetch_asset(key: str) -> Statement:
+    """Fetch one published file."""
+    return allow(["s3:GetObject"], [Sub(f"arn:${{AWS::Partition}}:s3:::${{AssetsBucket}}/{key}")])
+
+
+# Logs and images
+
+
+def write_logs(group: Any) -> Statement:
+    """Write to one log group, which exists already. (The Arn of a log group ends in `:*`, its streams.)"""
+    return allow(["logs:CreateLogStream", "logs:PutLogEvents"], [GetAtt(group, "Arn")])
+
+
+def pull_images() -> list[Statement]:
+    """Pull the worker's image from ECR, here or in another account that lets us."""
+    return [
+        allow(["ecr:GetAuthorizationToken"], "*"),
+        allow(
+            ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
+            [Sub("arn:${AWS::Partition}:ecr:*:*:repository/*")],
+        ),
+    ]
+
+
+# ECS
+
+
+def join_cluster(cluster: Any) -> list[Statement]:
+    """What the ECS agent does, on this cluster only: the managed policy allows every cluster, and to make new ones.
+
+    UpdateContainerInstancesState is for the agent's own draining at a Spot notice (ECS_ENABLE_SPOT_INSTANCE_DRAINING).
+    """
+    return [
+        allow(["ecs:DiscoverPollEndpoint"], "*"),
+        allow(
+            [
+                "ecs:DeregisterContainerInstance",
+                "ecs:RegisterContainerInstance",
+                "ecs:SubmitAttachmentStateChanges",
+                "ecs:SubmitContainerStateChange",
+                "ecs:SubmitTaskStateChange",
+            ],
+            [GetAtt(cluster, "Arn")],
+        ),
+        allow(
+            ["ecs:Poll", "ecs:StartTelemetrySession", "ecs:UpdateContainerInstancesState"],
+            [_container_instances(cluster)],
+            **in_this_cluster(cluster),
+        ),
+    ]
+
+
+def protect_own_task(cluster: Any) -> Statement:
+    """Ask not to be scaled in while busy: the ECS agent's endpoint calls with the task's role."""
+    return allow(
+        ["ecs:GetTaskProtection", "ecs:UpdateTaskProtection"],
+        [arn("ecs", f"task/${{{cluster.title}}}/*")],
+        **in_this_cluster(cluster),
+    )
+
+
+def drain_instances(cluster: Any) -> list[Statement]:
+    """See what has joined the cluster, and set it DRAINING."""
+    return [
+        allow(["ecs:ListContainerInstances"], [GetAtt(cluster, "Arn")]),
+        allow(
+            ["ecs:DescribeContainerInstances", "ecs:UpdateContainerInstancesState"],
+            [_container_instances(cluster)],
+            **in_this_cluster(cluster),
+        ),
+    ]
+
+
+def scale_service(cluster: Any, service_name: str) -> Statement:
+    """Look at one service and set how many tasks it wants."""
+    return allow(
+        ["ecs:DescribeServices", "ecs:UpdateService"],
+        [arn("ecs", f"service/${{{cluster.title}}}/{service_name}")],
+        **in_this_cluster(cluster),
+    )
+
+
+def _container_instances(cluster: Any) -> Sub:
+    return arn("ecs", f"container-instance/${{{cluster.title}}}/*")
+
+
+# EC2 and Auto Scaling
+
+
+def see_capacity() -> Statement:
+    """Look at fleets, their instances and groups."""
+    return allow(
+        [
+            "autoscaling:DescribeAutoScalingGroups",
+            "ec2:DescribeInstances",
+            "ec2:DescribeSpotFleetRequests",
+            "ec2:DescribeSpotInstanceRequests",
+        ],
+        "*",
+    )
+
+
+def steer_fleet(fleet: Any) -> Statement:
+    """Set one fleet's target."""
+    return allow(["ec2:ModifySpotFleetRequest"], [arn("ec2", f"spot-fleet-request/${{{fleet.title}}}")])
+
+
+def steer_group(group: Any) -> Statement:
+    """Set one group's size, and take a chosen instance out of it. The ARN holds an id that only AWS knows."""
+    return allow(
+        ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
+        [arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/${{{group.title}}}")],
+    )
+
+
+def terminate_own_instances() -> Statement:
+    """Terminate instances that carry this stack's tag, and no others."""
+    return allow(
+        ["ec2:TerminateInstances"],
+        [arn("ec2", "instance/*")],
+        StringEquals={f"ec2:ResourceTag/{STACK_TAG}": Ref("AWS::StackName")},
+    )
+
+
+def remember_by_tags(fleet: Any, *keys: str) -> list[Statement]:
+    """Set and remove these tags, and no others, on the fleet and on this stack's instances."""
+    actions = ["ec2:CreateTags", "ec2:DeleteTags"]
+    only = {"ForAllValues:StringEquals": {"aws:TagKeys": list(keys)}}
+    ours = {"StringEquals": {f"ec2:ResourceTag/{STACK_TAG}": Ref("AWS::StackName")}}
+    return [
+        allow(actions, [arn("ec2", f"spot-fleet-request/${{{fleet.title}}}")], **only),
+        allow(actions, [arn("ec2", "instance/*")], **only, **ours),
+    ]
