@@ -43,7 +43,7 @@ def add(template: Template, settings: Settings, data: Data) -> Worker:
                 policies.take_jobs(data.jobs),
                 policies.send_messages(data.dead_letter),
                 policies.change_jobs(data.table),
-                policies.read_uploads(data.uploads),
+                *policies.read_uploads(data.uploads),
                 policies.store_results(data.results),
                 policies.open_and_seal(data.key),
                 policies.use_encrypted_table(data.key),

@@ -111,9 +111,15 @@ def change_jobs(table: Any) -> Statement:
     return allow(["dynamodb:GetItem", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
 
 
-def read_uploads(bucket: Any) -> Statement:
-    """Fetch an upload, in the version that the job names."""
-    return allow(["s3:GetObject", "s3:GetObjectVersion"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+def read_uploads(bucket: Any) -> list[Statement]:
+    """Fetch an upload, in the version that the job names.
+
+    Without ListBucket, S3 answers 403 instead of 404 for an upload that is gone (API reference, GetObject).
+    """
+    return [
+        allow(["s3:GetObject", "s3:GetObjectVersion"], [Sub(f"${{{bucket.title}.Arn}}/*")]),
+        allow(["s3:ListBucket"], [GetAtt(bucket, "Arn")]),
+    ]
 
 
 def store_results(bucket: Any) -> Statement:

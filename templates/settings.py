@@ -159,7 +159,7 @@ class OnDemand(Section):
 class Queue(Section):
     """Where jobs wait, how long a worker may hold one unheard, and how many tasks they are worth."""
 
-    lease_seconds: Annotated[int, Field(ge=10, le=43_200)] = 300
+    lease_seconds: Annotated[int, Field(ge=10, le=43_200)] = 60
     jobs_per_task: Annotated[int, Field(ge=1)] = 20
     max_tasks: Annotated[int, Field(ge=1, le=5_000)] = 8
     max_failures: Annotated[int, Field(ge=1, le=100)] = 3

@@ -1,0 +1,48 @@
+"""`python -m gpu_worker`: exits 0 when told to go, 2 when its settings or its processor are no good."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+
+from gpu_worker.host import Host, Protection, task_arn
+from gpu_worker.log import log
+from gpu_worker.processor import BadProcessor, Processor
+from gpu_worker.settings import BadSettings, Settings
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def main() -> int:
+    """Wire the worker together and let it run."""
+    try:
+        settings = Settings.read(os.environ)
+        host = Host(settings.host_dir, settings.stop_timeout, settings.pulse_file)
+        for asked in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(asked, lambda *_: host.stop(_now()))
+
+        processor = Processor(settings.processor, settings.options)
+        from gpu_worker.cloud import Cloud  # noqa: PLC0415 (boto3 loads while the processor's process does)
+        from gpu_worker.pipeline import Worker  # noqa: PLC0415
+
+        cloud = Cloud(settings)
+        processor.wait_ready()
+    except (BadSettings, BadProcessor) as error:
+        log("refused", error=str(error))
+        return 2
+
+    protection = Protection(settings.ecs_agent_uri)
+    owner = task_arn(settings.ecs_metadata_uri)
+    log("ready", owner=owner, processor=settings.processor)
+    Worker(settings, cloud, host, processor, protection, owner, _now).run()
+    while not host.stopped:  # on a doomed host a successor would fare no better: wait to be stopped
+        host.pause(0.5)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What the worker is told by its environment, refused at birth with every problem at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+
+class BadSettings(Exception):
+    """Everything that is wrong with the environment, in one message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where the work is, how long it may take, and who does it."""
+
+    queue_url: str
+    dead_letter_queue_url: str
+    jobs_table: str
+    results_bucket: str
+    lease: timedelta
+    max_failures: int
+    stop_timeout: timedelta
+    job_limit: timedelta
+    max_input_bytes: int
+    processor: str
+    options: Mapping[str, Any]
+    host_dir: Path
+    ecs_agent_uri: str | None
+    ecs_metadata_uri: str | None
+    pulse_file: Path | None
+
+    @classmethod
+    def read(cls, env: Mapping[str, str]) -> Settings:
+        """Read `SPINDRIFT_*` and what ECS sets for every container."""
+        problems: list[str] = []
+
+        def text(name: str) -> str:
+            if not env.get(name):
+                problems.append(f"{name} is missing")
+            return env.get(name, "")
+
+        def number(name: str, default: int, least: int, most: int) -> int:
+            given = env.get(name) or str(default)
+            if given.isascii() and given.isdigit() and least <= int(given) <= most:
+                return int(given)
+            problems.append(f"{name}: a whole number from {least} to {most}, got {given!r}")
+            return default
+
+        def options(name: str) -> dict[str, Any]:
+            given = env.get(name) or "{}"
+            try:
+                parsed = json.loads(given)
+            except ValueError:
+                parsed = None
+            if isinstance(parsed, dict):
+                return parsed
+            problems.append(f"{name}: a JSON object, got {given!r}")
+            return {}
+
+        processor = env.get("SPINDRIFT_PROCESSOR") or "gpu_worker.images:process"
+        if not all(part.isidentifier() for part in processor.replace(":", ".").split(".")) or processor.count(":") != 1:
+            problems.append(f"SPINDRIFT_PROCESSOR: module:function, got {processor!r}")
+        if not (env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
+            problems.append("AWS_DEFAULT_REGION is missing (older ECS agents do not set it: the task definition must)")
+        pulse = env.get("SPINDRIFT_PULSE_FILE")
+        settings = cls(
+            queue_url=text("SPINDRIFT_QUEUE_URL"),
+            dead_letter_queue_url=text("SPINDRIFT_DEAD_LETTER_QUEUE_URL"),
+            jobs_table=text("SPINDRIFT_JOBS_TABLE"),
+            results_bucket=text("SPINDRIFT_RESULTS_BUCKET"),
+            lease=timedelta(seconds=number("SPINDRIFT_LEASE_SECONDS", 120, 3, 43_200)),
+            max_failures=number("SPINDRIFT_MAX_FAILURES", 3, 1, 100),
+            stop_timeout=timedelta(seconds=number("SPINDRIFT_STOP_TIMEOUT_SECONDS", 110, 0, 3600)),
+            job_limit=timedelta(seconds=number("SPINDRIFT_JOB_SECONDS", 900, 1, 43_200)),
+            max_input_bytes=number("SPINDRIFT_MAX_INPUT_BYTES", 2**30, 1, 2**40),
+            processor=processor,
+            options=options("SPINDRIFT_OPTIONS"),
+            host_dir=Path(env.get("SPINDRIFT_HOST_DIR") or "/run/spindrift"),
+            ecs_agent_uri=env.get("ECS_AGENT_URI"),
+            ecs_metadata_uri=env.get("ECS_CONTAINER_METADATA_URI_V4"),
+            pulse_file=Path(pulse) if pulse else None,
+        )
+        if problems:
+            raise BadSettings("; ".join(problems))
+        return settings

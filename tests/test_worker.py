@@ -1,0 +1,334 @@
+"""The worker as a process, among real queues: whatever is done to it, no job is lost and none is done twice."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from worker_make import Bench, cloud, ecs, until
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    with cloud(tmp_path_factory.mktemp("cloud")) as url:
+        yield url
+
+
+@pytest.fixture
+def bench(endpoint, tmp_path):
+    return Bench(endpoint, tmp_path)
+
+
+def jpeg(width=900, height=600):
+    data = BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(data, "JPEG")
+    return data.getvalue()
+
+
+def test_a_photograph_becomes_its_renditions(bench):
+    (bench.host_dir / "instance.json").write_text(
+        json.dumps({"instanceId": "i-1", "instanceType": "g5.xlarge", "availabilityZone": "a", "lifecycle": "spot"})
+    )
+    job_id = bench.job(jpeg(), "photos/beach.jpg")
+    with (
+        ecs() as agent,
+        bench.worker(
+            SPINDRIFT_PROCESSOR="gpu_worker.images:process",
+            SPINDRIFT_OPTIONS="{}",
+            ECS_AGENT_URI=f"{agent.url}/api",
+            ECS_CONTAINER_METADATA_URI_V4=f"{agent.url}/v4",
+        ) as worker,
+    ):
+        record = bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+        until(lambda: len(agent.asked) == 2)
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+    names = [f"photos/beach.jpg/{job_id}/{name}.jpg" for name in ("medium", "thumb")]
+    assert bench.stored() == record["outputs"] == names
+    thumb = bench.s3.get_object(Bucket=bench.results, Key=names[1])
+    assert Image.open(thumb["Body"]).size == (256, 171)
+    assert (thumb["Metadata"], thumb["ContentType"]) == ({"job-id": job_id}, "image/jpeg")
+    assert record["attempts"] == 1 and 0 < record["gpu_seconds"] < 20
+    assert record["owner"] == "arn:aws:ecs:us-east-1:123456789012:task/spindrift/abc"
+    assert [record[each] for each in ("instance_id", "instance_type", "zone", "lifecycle")] == [
+        "i-1", "g5.xlarge", "a", "spot",
+    ]  # fmt: skip
+    assert "lease_until" not in record
+    assert agent.asked == [
+        ("/api/task-protection/v1/state", {"ProtectionEnabled": True, "ExpiresInMinutes": 60}),
+        ("/api/task-protection/v1/state", {"ProtectionEnabled": False}),
+    ]
+    assert not list((bench.folder / "tmp").iterdir())
+
+
+def test_hostile_uploads_fail_at_once_with_a_reason_and_the_worker_goes_on(bench):
+    bomb = BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    hostile = {
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"hello, I am a photograph", "neither"),
+        "cut.jpg": (jpeg()[:2000], "cannot be decoded"),
+        "bomb.png": (bomb.getvalue(), "bomb"),
+        "large.jpg": (b"\0" * 2_000_000, "more than 1000000 bytes"),
+    }
+    lying = bench.job(b"\1" * 2_000_000, "lying.jpg", size=10)
+    jobs = {bench.job(body, key): reason for key, (body, reason) in hostile.items()}
+    with bench.worker(
+        SPINDRIFT_PROCESSOR="gpu_worker.images:process", SPINDRIFT_OPTIONS="{}", SPINDRIFT_MAX_INPUT_BYTES="1000000"
+    ):
+        for job_id, reason in jobs.items():
+            record = bench.until_state(job_id, "FAILED")
+            assert reason in record["error"] and record["attempts"] == 1
+        assert "more than 1000000 bytes" in bench.until_state(lying, "FAILED")["error"]
+        fine = bench.job(jpeg(), "fine.jpg")
+        bench.until_state(fine, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+
+    buried = bench.buried()
+    assert len(buried) == len(jobs) + 1
+    assert all(any(reason in each for each in buried) for reason in jobs.values())
+    assert {key.split("/")[0] for key in bench.stored()} == {"fine.jpg"}
+
+
+def test_results_stay_under_their_own_key(bench):
+    keys = {
+        "a b+c/ünï 🌊.jpg": "a b+c/ünï 🌊.jpg",
+        "q'\"&?#%41\n.jpg": "q'\"&?#%41\n.jpg",
+        "../../etc/passwd": "%2E%2E/%2E%2E/etc/passwd",
+        "/": "%2F/%2F",
+        "a//./b": "a/%2F/%2E/b",
+        "x" * 1020: "x" * 980,
+    }
+    jobs = {bench.job(b"nothing", key): folder for key, folder in keys.items()}
+    with bench.worker():
+        outputs = {job_id: bench.until_state(job_id, "SUCCEEDED")["outputs"] for job_id in jobs}
+
+    assert outputs == {job_id: [f"{folder}/{job_id}/done"] for job_id, folder in jobs.items()}
+    assert bench.stored() == sorted(key for [key] in outputs.values())
+
+
+def test_one_job_told_twice_has_one_effect(bench):
+    job_id = bench.job(b"sleep 1", told=2)
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="4"), bench.worker(SPINDRIFT_LEASE_SECONDS="4"):
+        record = bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+
+    assert (record["attempts"], bench.diary.read_text()) == (1, "sleep\n")
+
+
+def test_the_message_of_a_running_job_is_kept_until_its_lease_ends(bench):
+    ends = int(time.time()) + 3
+    job_id = bench.job(b"nothing", state="RUNNING", owner="another", attempts=1, lease_until=ends)
+    with bench.worker():
+        until(lambda: bench.messages() == (0, 1))
+        assert bench.record(job_id)["owner"] == "another"
+        record = bench.until_state(job_id, "SUCCEEDED")
+
+    assert record["attempts"] == 2
+    assert datetime.fromisoformat(record["started"]).timestamp() > ends
+
+
+def test_a_killed_worker_s_job_is_done_by_another(bench):
+    job_id = bench.job(b"sleep 1")
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3") as worker:
+        until(bench.diary.exists)
+        worker.kill()
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
+        record = bench.until_state(job_id, "SUCCEEDED")
+
+    assert record["attempts"] == 2
+    assert not {"failures", "releases"} & set(record)
+
+
+def test_a_heartbeat_keeps_a_job_longer_than_its_lease(bench):
+    job_id = bench.job(b"sleep 30")
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
+        until(bench.diary.exists)
+        time.sleep(4)
+        assert bench.record(job_id)["lease_until"] > time.time()
+        assert bench.messages() == (0, 1)
+
+
+def test_sigterm_in_mid_job_gives_it_back_at_once(bench):
+    job_id = bench.job(b"sleep 30")
+    with bench.worker(SPINDRIFT_STOP_TIMEOUT_SECONDS="30") as worker:
+        until(bench.diary.exists)
+        asked = time.monotonic()
+        worker.terminate()
+        assert worker.wait(10) == 0
+        assert time.monotonic() - asked < 3
+
+    record = bench.record(job_id)
+    assert (record["state"], record["releases"], record["attempts"]) == ("QUEUED", 1, 1)
+    assert not {"failures", "owner", "lease_until"} & set(record)
+    assert bench.messages() == (1, 0)
+    assert not list((bench.folder / "tmp").iterdir())
+
+
+def test_a_notice_far_enough_away_lets_the_job_finish_and_no_other_begin(bench):
+    first = bench.job(b"sleep 2", "first")
+    with bench.worker() as worker:
+        until(bench.diary.exists)
+        bench.notice(seconds=120)
+        second = bench.job(b"nothing", "second")
+        bench.until_state(first, "SUCCEEDED")
+        until(lambda: bench.messages() == (1, 0))
+        time.sleep(1)
+        assert worker.poll() is None  # it waits to be stopped
+        assert bench.messages() == (1, 0)
+        worker.terminate()
+        assert worker.wait(5) == 0
+
+    assert bench.record(second)["state"] == "QUEUED"
+    assert "attempts" not in bench.record(second)
+
+
+def test_what_arrives_during_the_poll_of_a_doomed_worker_is_given_back(bench):
+    with bench.worker() as worker:
+        until(lambda: any(line["event"] == "ready" for line in worker.said()))
+        time.sleep(0.3)
+        bench.notice(seconds=120)
+        job_id = bench.job(b"nothing")
+        until(lambda: any(line["event"] == "leaving" for line in worker.said()))
+
+    assert bench.record(job_id)["state"] == "QUEUED"
+    assert bench.messages() == (1, 0)
+
+
+def test_a_lost_lease_neither_finishes_nor_fails_the_job(bench):
+    job_id = bench.job(b"sleep 30")
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3") as worker:
+        until(bench.diary.exists)
+        bench.write(job_id, owner="another", attempts=2, lease_until=int(time.time()) + 600)
+        until(lambda: any(line["event"] == "lost the lease" for line in worker.said()))
+        after = bench.job(b"nothing", "after")
+        bench.until_state(after, "SUCCEEDED")
+
+    record = bench.record(job_id)
+    assert (record["state"], record["owner"], record["attempts"]) == ("RUNNING", "another", 2)
+    assert "failures" not in record
+    assert sum(bench.messages()) == 1
+
+
+@pytest.mark.parametrize(
+    "order, reason",
+    [
+        ("crash", "signal 11"),
+        ("raise", "RuntimeError: the model   melted"),
+        ("hang", "time-out"),
+        ("link", "plain file"),
+    ],
+)
+def test_failures_are_counted_until_they_are_used_up(bench, order, reason):
+    job_id = bench.job(order.encode(), failures=1)
+    last = bench.job(f"{order} last".encode(), "last", failures=2)
+    with bench.worker(SPINDRIFT_JOB_SECONDS="1") as worker:
+        record = until(lambda: (r := bench.record(job_id)).get("failures") == 2 and r)
+        assert record["state"] == "QUEUED" and reason in record["error"]
+        record = bench.until_state(last, "FAILED")
+        assert record["failures"] == 3 and reason in record["error"]
+        assert worker.poll() is None
+
+        until(lambda: sum(bench.messages()) == 1)
+
+    assert bench.buried() == [record["error"]]
+
+
+def test_rejected_and_not_now_are_said_by_exit_code_or_by_exception(bench):
+    rejected = [bench.job(b"reject", "a"), bench.job(b"exit 3", "b")]
+    not_now = [bench.job(b"not-now", "c"), bench.job(b"exit 4", "d")]
+    with bench.worker():
+        for job_id in rejected:
+            bench.until_state(job_id, "FAILED")
+        for job_id in not_now:
+            record = until(lambda job_id=job_id: (r := bench.record(job_id)).get("releases") and r)
+            assert "failures" not in record
+
+
+def test_an_earlier_attempt_s_result_is_kept(bench):
+    job_id = bench.job(b"nothing")
+    key = f"a.jpg/{job_id}/done"
+    bench.s3.put_object(Bucket=bench.results, Key=key, Body=b"earlier")
+    with bench.worker():
+        bench.until_state(job_id, "SUCCEEDED")
+
+    assert bench.s3.get_object(Bucket=bench.results, Key=key)["Body"].read() == b"earlier"
+
+
+def test_messages_that_can_never_be_work_are_dropped_or_buried(bench):
+    finished = bench.job(b"nothing", "finished", state="SUCCEEDED")
+    bench.sqs.send_message(QueueUrl=bench.queue, MessageBody="hello")
+    unknown = bench.job(b"nothing", "unknown")
+    bench.dynamodb.delete_item(TableName=bench.table, Key={"job_id": {"S": unknown}})
+    gone = bench.job(b"nothing", "gone")
+    bench.s3.delete_object(Bucket=bench.uploads, Key="gone")
+    replaced = bench.job(b"nothing", "replaced")
+    bench.s3.put_object(Bucket=bench.uploads, Key="replaced", Body=b"other")
+    with bench.worker():
+        until(lambda: bench.messages() == (0, 0))
+
+    assert sorted(bench.buried()) == [
+        "the job has no record",
+        "the message is no spindrift.job/1",
+        "the upload is gone",
+        "the upload was replaced before its job ran",
+    ]
+    assert [bench.record(each)["state"] for each in (finished, gone, replaced)] == ["SUCCEEDED", "FAILED", "FAILED"]
+    assert not bench.diary.exists()
+
+
+@pytest.mark.parametrize(
+    "env, said",
+    [
+        (
+            {
+                "SPINDRIFT_QUEUE_URL": "",
+                "SPINDRIFT_LEASE_SECONDS": "1",
+                "SPINDRIFT_OPTIONS": "[",
+                "AWS_DEFAULT_REGION": "",
+            },
+            [
+                "SPINDRIFT_QUEUE_URL is missing",
+                "SPINDRIFT_LEASE_SECONDS: a whole",
+                "SPINDRIFT_OPTIONS: a JSON",
+                "REGION",
+            ],
+        ),
+        ({"SPINDRIFT_PROCESSOR": "no_such_module:process"}, ["no_such_module"]),
+        ({"SPINDRIFT_OPTIONS": '{"problems": ["too few", "too many"]}'}, ["too few; too many"]),
+    ],
+    ids=["settings", "processor", "options"],
+)
+def test_what_can_never_work_is_refused_before_a_job_is_taken(bench, env, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpu_worker"],
+        env=bench.env(**env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+
+    assert done.returncode == 2
+    [line] = map(json.loads, done.stdout.splitlines())
+    assert all(each in line["error"] for each in said)
+
+
+def test_a_processor_does_not_outlive_its_worker(bench):
+    bench.job(b"sleep 60")
+    with bench.worker() as worker:
+        until(bench.diary.exists)
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(worker.pid)], capture_output=True, text=True, check=True
+        )
+        [child] = listed.stdout.split()
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        until(lambda: subprocess.run(["ps", "-p", child], capture_output=True, check=False).returncode != 0, 5)
