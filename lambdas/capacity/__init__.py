@@ -1,0 +1,1 @@
+"""The one brain: hears notices, looks at the truth, sets absolute numbers."""

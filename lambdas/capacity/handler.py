@@ -1,0 +1,94 @@
+"""One invocation: hear, drain, look, decide, apply, tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import boto3
+
+from capacity.cloud import Aws, Cloud, CouldNotApply, CouldNotLook
+from capacity.notices import Ignored, Notice, read
+from capacity.policy import Policy, decide
+from capacity.settings import Settings
+
+
+def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
+    """Take one batch of the notices queue; return the messages that are to come again."""
+    return run(*_wired(), event, now=datetime.now(UTC).replace(microsecond=0))
+
+
+@cache
+def _wired() -> tuple[Cloud, Policy]:
+    """Built on the first invocation, kept while the sandbox is warm."""
+    settings = Settings.read(os.environ)
+    return Aws(boto3.Session(), settings), settings.policy
+
+
+def run(cloud: Cloud, policy: Policy, event: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Drain what is under notice before anything can fail, then look and decide.
+
+    A look or an act that fails is raised: SQS brings the whole batch again, and every step bears being repeated. Only
+    instances that would not drain send just their own messages back.
+    """
+    heard = {record["messageId"]: read(record["body"]) for record in event["Records"]}
+    everything = [item for items in heard.values() for item in items]
+    for item in everything:
+        if isinstance(item, Ignored):
+            _log("ignored", why=item.reason)
+
+    leaving = [item for item in everything if isinstance(item, Notice) and item.leaving]
+    drained = cloud.drain(leaving)
+    if leaving:
+        _log("drained", why="under notice", instances=drained.done, not_ours=drained.not_ours, failed=drained.failed)
+
+    if not all(isinstance(item, Ignored) for item in everything):
+        _pass(cloud, policy, frozenset(notice.instance for notice in leaving), now)
+    return {
+        "batchItemFailures": [
+            {"itemIdentifier": message}
+            for message, items in heard.items()
+            if any(isinstance(item, Notice) and item.instance in drained.failed for item in items)
+        ]
+    }
+
+
+def _pass(cloud: Cloud, policy: Policy, noticed: frozenset[str], now: datetime) -> None:
+    try:
+        seen = cloud.look(now)
+        # A notice just heard may not show in what EC2 says yet.
+        seen = replace(seen, noticed=seen.noticed | noticed)
+        decision = decide(seen, policy)
+        put_off = cloud.apply(seen, decision)
+    except (CouldNotLook, CouldNotApply) as error:
+        _log("capacity-failed", why=f"{type(error).__name__}: {error}")
+        raise
+    numbers = asdict(decision)
+    _log(
+        "capacity",
+        why=numbers.pop("reason"),
+        **numbers,
+        backlog={service.name: service.backlog for service in seen.services},
+        spot_requested=seen.requested,
+        spot_fulfilled=seen.fulfilled,
+        on_demand_requested=seen.on_demand_requested,
+        on_demand_present=seen.on_demand_present,
+        joined=sum(i.joined is not None for i in seen.instances),
+        put_off=put_off,
+    )
+
+
+def _log(event: str, *, why: str, **numbers: object) -> None:
+    """Write one JSON object on one line. Prose would be parsed one day; this may be."""
+    sys.stdout.write(json.dumps({"event": event, "why": why, **numbers}, default=_plain) + "\n")
+    sys.stdout.flush()
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, frozenset) else str(value)

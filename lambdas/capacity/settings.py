@@ -1,0 +1,108 @@
+"""The environment, read once; every problem is reported at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from capacity.policy import Load, Policy, Urgency
+
+T = TypeVar("T")
+
+
+class BadSettings(ValueError):
+    """What is wrong with the environment, all of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which resources are ours, and the operator's policy. `queues` is by name of service, in URLs."""
+
+    stack: str
+    cluster: str
+    queues: Mapping[str, str]
+    fleet: str
+    group: str
+    units_by_type: Mapping[str, int]
+    policy: Policy
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the environment. Raises BadSettings, naming every variable that is missing or wrong."""
+        problems: list[str] = []
+
+        def take(name: str, parse: Callable[[str], T], expected: str, missing: T) -> T:
+            """Parse one variable; `missing` only fills the gap until the problems are raised."""
+            if name not in environment:
+                problems.append(f"{name} is missing")
+                return missing
+            try:
+                return parse(environment[name])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                problems.append(f"{name} is not {expected}: {environment[name]!r}")
+                return missing
+
+        none: tuple[dict[str, str], dict[str, Load]] = ({}, {})
+        queues, loads = take("SERVICES", _services, "a list of services", none)
+        settings = cls(
+            stack=take("STACK", _text, "a name", ""),
+            cluster=take("CLUSTER", _text, "a name", ""),
+            queues=queues,
+            fleet=take("SPOT_FLEET_ID", _text, "a name", ""),
+            group=take("ON_DEMAND_GROUP", _text, "a name", ""),
+            units_by_type=take("UNITS_BY_TYPE", _units, "units by instance type", {}),
+            policy=Policy(
+                loads=loads,
+                on_demand_units=take("ON_DEMAND_UNITS", _positive, "a number from 1", 1),
+                max_units=take("MAX_UNITS", _number, "a number from 0", 0),
+                max_on_demand_units=take("MAX_ON_DEMAND_UNITS", _number, "a number from 0", 0),
+                urgency=take("URGENCY", Urgency, f"one of {', '.join(Urgency)}", Urgency.NOW),
+                patience=timedelta(seconds=take("PATIENCE_SECONDS", _positive, "a number from 1", 1)),
+                calm=timedelta(seconds=take("CALM_SECONDS", _number, "a number from 0", 0)),
+            ),
+        )
+        if problems:
+            raise BadSettings("; ".join(problems))
+        return settings
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise ValueError("empty")
+    return value
+
+
+def _number(value: str | int) -> int:
+    if isinstance(value, float | bool) or (number := int(value)) < 0:
+        raise ValueError("not a number from 0")
+    return number
+
+
+def _positive(value: str | int) -> int:
+    if (number := _number(value)) < 1:
+        raise ValueError("not a number from 1")
+    return number
+
+
+def _units(value: str) -> dict[str, int]:
+    return {instance_type: _positive(units) for instance_type, units in json.loads(value).items()}
+
+
+def _services(value: str) -> tuple[dict[str, str], dict[str, Load]]:
+    services: list[dict[str, Any]] = json.loads(value)
+    if not services:
+        raise ValueError("none")
+    return (
+        {service["name"]: _text(service["queue_url"]) for service in services},
+        {
+            service["name"]: Load(
+                jobs_per_task=_positive(service["jobs_per_task"]),
+                max_tasks=_number(service["max_tasks"]),
+                units_per_task=_positive(service["units_per_task"]),
+            )
+            for service in services
+        },
+    )

@@ -1,0 +1,624 @@
+"""The capacity Lambda on moto: it drains at once, looks at the truth, and calls only for what differs.
+
+moto lacks GPUs on container instances, tags on a Spot Fleet that is there already, the filters of Spot requests used
+here, and the filter of ListContainerInstances. The first three are put right below; the last shows that instances
+nobody asked for are left alone.
+"""
+
+import json
+from collections import Counter
+from datetime import timedelta
+from unittest.mock import patch
+
+import boto3
+import pytest
+from lambdas_make import NOON, batch, notice, sample
+from moto import mock_aws
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.spot_requests import SpotFleetRequest, SpotInstanceRequest
+from moto.ecs.models import ecs_backends
+
+from capacity.cloud import SHORT_SINCE_TAG, STACK_TAG, SURPLUS_TAG, Aws, CouldNotApply, CouldNotLook
+from capacity.handler import run
+from capacity.notices import Kind, Notice
+from capacity.policy import decide
+from capacity.settings import BadSettings, Settings
+
+REGION = "eu-west-1"
+ACCOUNT = "123456789012"
+SESSION = boto3.Session(region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")
+"""One for all tests: reading the models of the services takes longer than the tests."""
+ENVIRONMENT = {
+    "STACK": "demo",
+    "CLUSTER": "spindrift",
+    "SERVICES": "",
+    "SPOT_FLEET_ID": "",
+    "ON_DEMAND_GROUP": "on-demand",
+    "UNITS_BY_TYPE": '{"g5.xlarge": 1, "g5.12xlarge": 4}',
+    "ON_DEMAND_UNITS": "1",
+    "MAX_UNITS": "16",
+    "MAX_ON_DEMAND_UNITS": "8",
+    "URGENCY": "now",
+    "PATIENCE_SECONDS": "300",
+    "CALM_SECONDS": "600",
+}
+
+
+def test_bad_settings_are_reported_together():
+    with pytest.raises(BadSettings) as error:
+        Settings.read(
+            {
+                **ENVIRONMENT,
+                "SERVICES": "[]",
+                "MAX_UNITS": "many",
+                "URGENCY": "soon",
+                "UNITS_BY_TYPE": '{"g5.xlarge": 0}',
+            }
+            | {"CALM_SECONDS": "-1"}
+        )
+
+    assert str(error.value) == (
+        "SERVICES is not a list of services: '[]'; SPOT_FLEET_ID is not a name: ''; "
+        "UNITS_BY_TYPE is not units by instance type: '{\"g5.xlarge\": 0}'; MAX_UNITS is not a number from 0: 'many'; "
+        "URGENCY is not one of now, deadline, spot-only: 'soon'; CALM_SECONDS is not a number from 0: '-1'"
+    )
+
+
+def test_missing_settings_are_all_named():
+    with pytest.raises(BadSettings) as error:
+        Settings.read({})
+
+    assert all(f"{name} is missing" in str(error.value) for name in ENVIRONMENT)
+
+
+class World:
+    """A cluster as the template makes it, and the Lambda wired to it."""
+
+    def __init__(self):
+        self.sqs, self.ec2, self.ecs = SESSION.client("sqs"), SESSION.client("ec2"), SESSION.client("ecs")
+        self.autoscaling = SESSION.client("autoscaling")
+        self.image = "ami-12c6146b"
+        self.subnet = self.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+        self.queue = self.sqs.create_queue(QueueName="jobs")["QueueUrl"]
+        self.ecs.create_cluster(clusterName="spindrift")
+        self.ecs.register_task_definition(
+            family="worker", containerDefinitions=[{"name": "w", "image": "w", "memory": 1}]
+        )
+        self.ecs.create_service(cluster="spindrift", serviceName="worker", taskDefinition="worker", desiredCount=0)
+        tag = [{"Key": STACK_TAG, "Value": "demo"}]
+        launch = {
+            "ImageId": self.image,
+            "InstanceType": "g5.xlarge",
+            "SubnetId": self.subnet,
+            "WeightedCapacity": 1,
+            "TagSpecifications": [{"ResourceType": "instance", "Tags": tag}],
+        }
+        with patch.object(SpotFleetRequest, "create_spot_requests"):  # moto would launch one for a target of 0
+            self.fleet = self.ec2.request_spot_fleet(
+                SpotFleetRequestConfig={
+                    "IamFleetRole": "arn:aws:iam::123456789012:role/fleet",
+                    "TargetCapacity": 0,
+                    "AllocationStrategy": "diversified",
+                    "LaunchSpecifications": [launch],
+                }
+            )["SpotFleetRequestId"]
+        self.ec2.create_launch_template(
+            LaunchTemplateName="worker", LaunchTemplateData={"ImageId": self.image, "InstanceType": "g5.xlarge"}
+        )
+        self.autoscaling.create_auto_scaling_group(
+            AutoScalingGroupName="on-demand",
+            LaunchTemplate={"LaunchTemplateName": "worker"},
+            MinSize=0,
+            MaxSize=8,
+            DesiredCapacity=0,
+            VPCZoneIdentifier=self.subnet,
+            Tags=[{"Key": STACK_TAG, "Value": "demo", "PropagateAtLaunch": True}],
+        )
+        service = {"name": "worker", "queue_url": self.queue, "jobs_per_task": 1, "max_tasks": 16, "units_per_task": 1}
+        self.settings = Settings.read(ENVIRONMENT | {"SERVICES": json.dumps([service]), "SPOT_FLEET_ID": self.fleet})
+        self.cloud = Aws(SESSION, self.settings)
+        self.calls = Counter()
+        for client in (self.cloud._sqs, self.cloud._ec2, self.cloud._ecs, self.cloud._autoscaling):
+            client.meta.events.register("before-call", self._count)
+        # moto launches at the time of the test; the clock of the Lambda is set a while after that.
+        self.now = NOON.now(NOON.tzinfo).replace(microsecond=0) + timedelta(minutes=2)
+
+    def _count(self, model, **_):
+        self.calls[model.name] += 1
+
+    def spot(self, count):
+        """Spot instances of the fleet, not joined."""
+        before = set(self.live())
+        fulfilled = len([i for i in self.live().values() if i.get("InstanceLifecycle") == "spot"])
+        self.ec2.modify_spot_fleet_request(SpotFleetRequestId=self.fleet, TargetCapacity=fulfilled + count)
+        return [i for i in self.live() if i not in before]
+
+    def on_demand(self, count):
+        """On-Demand instances of the group, not joined."""
+        before = set(self.live())
+        self.autoscaling.set_desired_capacity(AutoScalingGroupName="on-demand", DesiredCapacity=count)
+        return [i for i in self.live() if i not in before]
+
+    def join(self, instances, *, gpus=1):
+        """Register the instances in ECS; returns their ARNs."""
+        arns = []
+        for instance in instances:
+            joined = ecs_backends[ACCOUNT][REGION].register_container_instance("spindrift", instance)
+            joined.registered_resources.append(
+                {"name": "GPU", "type": "STRINGSET", "stringSetValue": [f"GPU-{n}" for n in range(gpus)]}
+            )
+            arns.append(joined.container_instance_arn)
+        return arns
+
+    def work(self, jobs):
+        for n in range(jobs):
+            self.sqs.send_message(QueueUrl=self.queue, MessageBody=str(n))
+
+    def mark(self, instance, code):
+        """What EC2 says of the Spot request of an instance it is about to take."""
+        requests = ec2_backends[ACCOUNT][REGION].spot_instance_requests.values()
+        next(r for r in requests if r.instance.id == instance)._status_code = code
+
+    def live(self):
+        pages = self.ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}])
+        return {i["InstanceId"]: i for r in pages["Reservations"] for i in r["Instances"]}
+
+    def status(self):
+        """ECS's status of each EC2 instance."""
+        arns = self.ecs.list_container_instances(cluster="spindrift")["containerInstanceArns"]
+        found = self.ecs.describe_container_instances(cluster="spindrift", containerInstances=arns) if arns else {}
+        return {c["ec2InstanceId"]: c["status"] for c in found.get("containerInstances", [])}
+
+    def joined(self, instance):
+        """moto's own record of a container instance, to give it tasks or take it away."""
+        return next(c for c in self.registry().values() if c.ec2_instance_id == instance)
+
+    def registry(self):
+        return ecs_backends[ACCOUNT][REGION].container_instances["spindrift"]
+
+    def target(self):
+        [fleet] = self.ec2.describe_spot_fleet_requests()["SpotFleetRequestConfigs"]
+        return fleet["SpotFleetRequestConfig"]["TargetCapacity"]
+
+    def desired(self):
+        [group] = self.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+        return group["DesiredCapacity"]
+
+    def tasks(self):
+        [service] = self.ecs.describe_services(cluster="spindrift", services=["worker"])["services"]
+        return service["desiredCount"]
+
+    def hear(self, *bodies, later=timedelta()):
+        """Run one batch; returns the messages that come again."""
+        reply = run(
+            self.cloud, self.settings.policy, batch(*(bodies or [sample("eventbridge-schedule")])), self.now + later
+        )
+        return [failure["itemIdentifier"] for failure in reply["batchItemFailures"]]
+
+
+@pytest.fixture
+def world(monkeypatch):
+    plain = SpotInstanceRequest.get_filter_value
+
+    def get_filter_value(self, name, method=None):
+        ours = {"instance-id": lambda: self.instance.id, "status-code": lambda: self._status_code}
+        return ours[name]() if name in ours else plain(self, name, method)
+
+    def tag_set(self):
+        return [{"Key": k, "Value": v} for k, v in self.ec2_backend.tags.get(self.id, {}).items()]
+
+    monkeypatch.setattr(SpotInstanceRequest, "get_filter_value", get_filter_value)
+    monkeypatch.setattr(SpotFleetRequest, "tag_set", property(tag_set))
+    with mock_aws():
+        yield World()
+
+
+# The look.
+
+
+def test_an_empty_cluster_is_seen_empty(world):
+    seen = world.cloud.look(world.now)
+
+    assert (seen.instances, seen.requested, seen.on_demand_requested, seen.noticed) == ((), 0, 0, frozenset())
+    assert seen.short_since is None
+
+
+def test_everything_is_seen_where_it_belongs(world):
+    world.work(3)
+    world.sqs.receive_message(QueueUrl=world.queue, VisibilityTimeout=60)
+    [ready, booting], [bought] = world.spot(2), world.on_demand(1)
+    world.join([ready], gpus=4)
+    world.join([bought])
+    world.joined(ready).running_tasks_count = 2
+    world.joined(ready).pending_tasks_count = 1
+    world.ecs.update_container_instances_state(
+        cluster="spindrift",
+        containerInstances=[world.joined(bought).container_instance_arn],
+        status="DRAINING",
+    )
+
+    seen = world.cloud.look(world.now)
+
+    [service] = seen.services
+    assert (service.visible, service.in_flight, service.backlog) == (2, 1, 3)
+    assert (seen.requested, seen.fulfilled) == (2, 2)
+    assert (seen.on_demand_requested, seen.on_demand_present) == (1, 1)
+    there = {i.id: i for i in seen.instances}
+    assert there.keys() == {ready, booting, bought}
+    assert (there[ready].spot, there[ready].units, there[ready].joined.tasks) == (True, 4, 3)
+    assert (there[booting].units, there[booting].joined) == (1, None)
+    assert (there[bought].spot, there[bought].joined.draining) == (False, True)
+
+
+@pytest.mark.parametrize("code", ["marked-for-termination", "marked-for-stop", "instance-terminated-no-capacity"])
+def test_a_running_instance_whose_request_is_ending_is_under_notice(world, code):
+    [doomed, _other] = world.spot(2)
+    world.mark(doomed, code)
+
+    assert world.cloud.look(world.now).noticed == {doomed}
+
+
+def test_instances_of_others_are_not_seen(world):
+    world.ec2.run_instances(ImageId=world.image, MinCount=1, MaxCount=1)
+    mine = [{"ResourceType": "instance", "Tags": [{"Key": STACK_TAG, "Value": "demo"}]}]
+    world.ec2.run_instances(ImageId=world.image, MinCount=1, MaxCount=1, TagSpecifications=mine)
+
+    assert world.cloud.look(world.now).instances == ()
+
+
+@pytest.mark.parametrize(
+    "missing, says",
+    [
+        (lambda w: w.sqs.delete_queue(QueueUrl=w.queue), "NonExistentQueue"),
+        (lambda w: w.ecs.delete_service(cluster="spindrift", service="worker", force=True), "worker is not there"),
+        (lambda w: w.autoscaling.delete_auto_scaling_group(AutoScalingGroupName="on-demand"), "on-demand is not there"),
+    ],
+    ids=["queue", "service", "group"],
+)
+def test_could_not_look_is_never_nothing_there(world, capsys, missing, says):
+    world.spot(2)
+    missing(world)
+
+    with pytest.raises(CouldNotLook, match=says):
+        world.hear()
+    assert world.target() == 2
+    assert says in json.loads(capsys.readouterr().out)["why"]
+
+
+# Draining.
+
+
+def test_an_interruption_drains_at_once_and_is_made_up_for_in_the_same_pass(world):
+    doomed, other = world.spot(2)
+    arn, _ = world.join([doomed, other])
+    world.work(2)
+
+    assert world.hear(notice(doomed, containerInstanceArn=arn)) == []
+
+    assert world.status() == {doomed: "DRAINING", other: "ACTIVE"}
+    assert (world.target(), world.desired(), world.tasks()) == (2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["eventbridge-interruption-warning", "notice-source-004", "eventbridge-terminate-lifecycle"]
+)
+def test_a_messenger_that_does_not_know_our_container_instance_has_it_looked_up(world, name):
+    doomed, other = world.spot(2)
+    world.join([doomed, other])
+
+    world.hear(sample(name).replace("i-0123456789abcdef0", doomed).replace("/spindrift/", "/another/"))
+
+    assert world.status()[doomed] == "DRAINING"
+
+
+def test_hearing_it_twice_from_everybody_changes_nothing_more(world):
+    doomed, other = world.spot(2)
+    arn, _ = world.join([doomed, other])
+    world.work(2)
+    bodies = [
+        notice(doomed, containerInstanceArn=arn),
+        sample("eventbridge-interruption-warning").replace("i-0123456789abcdef0", doomed),
+    ]
+
+    world.hear(*bodies, *bodies)
+    world.hear(*bodies)
+
+    assert world.status() == {doomed: "DRAINING", other: "ACTIVE"}
+    assert (world.target(), world.desired()) == (2, 1)
+
+
+def test_a_recommendation_only_has_us_look(world):
+    [warned] = world.spot(1)
+    world.join([warned])
+    world.work(1)
+
+    world.hear(sample("eventbridge-rebalance-recommendation").replace("i-0123456789abcdef0", warned))
+
+    assert world.status() == {warned: "ACTIVE"}
+    assert (world.target(), world.desired()) == (1, 0)
+
+
+def test_instances_that_are_not_ours_or_gone_are_no_failure(world):
+    [mine] = world.spot(1)
+    [arn] = world.join([mine])
+    world.work(1)
+    stranger, gone = notice("i-0feed"), notice("i-0dead", containerInstanceArn=f"{arn}0")
+
+    assert world.hear(stranger, gone) == []
+    assert world.status() == {mine: "ACTIVE"}
+    assert world.desired() == 0
+
+
+def test_a_look_that_fails_does_not_hold_up_the_draining(world):
+    [doomed] = world.spot(1)
+    world.join([doomed])
+    world.sqs.delete_queue(QueueUrl=world.queue)
+
+    with pytest.raises(CouldNotLook):
+        world.hear(notice(doomed))
+    assert world.status() == {doomed: "DRAINING"}
+
+
+def test_only_the_message_whose_instance_would_not_drain_comes_again(world, monkeypatch):
+    instances = world.spot(2)
+    arns = world.join(instances)
+    refuse(world, monkeypatch, arns[1])
+
+    assert world.hear(*(notice(i, containerInstanceArn=arn) for i, arn in zip(instances, arns, strict=True))) == ["m1"]
+    assert world.status() == {instances[0]: "DRAINING", instances[1]: "ACTIVE"}
+
+
+def test_one_that_leaves_by_itself_is_no_failure(world, monkeypatch):
+    instances = world.spot(2)
+    arns = world.join(instances)
+    refuse(world, monkeypatch, arns[1])
+    world.joined(instances[1]).status = "DEREGISTERING"
+
+    assert world.hear(*(notice(i, containerInstanceArn=arn) for i, arn in zip(instances, arns, strict=True))) == []
+
+
+def refuse(world, monkeypatch, arn):
+    """ECS refuses a whole call for one container instance that is neither ACTIVE nor DRAINING."""
+    real = world.cloud._ecs.update_container_instances_state
+
+    def update(**request):
+        if arn in request["containerInstances"]:
+            raise world.cloud._ecs.exceptions.InvalidParameterException(
+                {"Error": {"Code": "InvalidParameterException"}}, ""
+            )
+        return real(**request)
+
+    monkeypatch.setattr(world.cloud._ecs, "update_container_instances_state", update)
+
+
+@pytest.mark.parametrize(
+    "n, known, drains, lookups", [(1, True, 1, 0), (25, True, 3, 0), (25, False, 3, 1), (10, False, 1, 1)]
+)
+def test_n_notices_cost_a_tenth_of_n_calls_and_a_constant(world, n, known, drains, lookups):
+    instances = world.spot(n)
+    arns = world.join(instances)
+    quiet = world.calls.copy()
+    world.hear()
+    pass_alone = world.calls - quiet
+    world.calls.clear()
+
+    world.cloud.drain(
+        [
+            Notice(kind=Kind.INTERRUPTION, instance=i, container_instance=arn if known else None)
+            for i, arn in zip(instances, arns, strict=True)
+        ]
+    )
+
+    assert world.calls["UpdateContainerInstancesState"] == drains
+    assert world.calls["ListContainerInstances"] == world.calls["DescribeContainerInstances"] == lookups
+    assert sum(world.calls.values()) == drains + 2 * lookups
+    assert sum(pass_alone.values()) <= 20
+
+
+@pytest.mark.parametrize("instances, calls", [(1, 8), (90, 8), (130, 9)])
+def test_a_look_costs_a_constant_and_one_call_more_per_hundred(world, instances, calls):
+    world.join(world.spot(instances))
+    world.calls.clear()
+
+    world.cloud.look(world.now)
+
+    assert sum(world.calls.values()) == calls
+
+
+# Applying.
+
+
+def test_the_first_upload_asks_the_fleet_and_the_service(world):
+    world.work(3)
+
+    world.hear(sample("wake"))
+
+    assert (world.target(), world.tasks(), world.desired()) == (3, 3, 0)
+
+
+def test_a_fleet_that_brings_nothing_is_made_up_for_after_patience(world, monkeypatch):
+    monkeypatch.setattr(SpotFleetRequest, "create_spot_requests", lambda *_: None)
+    world.work(3)
+
+    world.hear()
+    world.hear(later=timedelta(minutes=4))
+    assert (world.target(), world.desired()) == (3, 0)
+
+    world.hear(later=timedelta(minutes=6))
+    assert (world.target(), world.desired()) == (3, 3)
+
+
+def test_the_shortage_is_forgotten_when_spot_is_whole(world):
+    world.cloud._remember(world.now - timedelta(minutes=4))
+    assert world.cloud.look(world.now).short_since == world.now - timedelta(minutes=4)
+
+    world.hear()
+
+    assert world.cloud.look(world.now).short_since is None
+
+
+def test_a_tag_written_by_hand_stops_nothing(world):
+    world.ec2.create_tags(Resources=[world.fleet], Tags=[{"Key": SHORT_SINCE_TAG, "Value": "yesterday"}])
+
+    assert world.cloud.look(world.now).short_since is None
+
+
+def test_without_work_everything_idle_drains_first_and_ends_after(world):
+    spot, bought = world.spot(3), world.on_demand(2)
+    world.join([*spot[:2], *bought])
+    world.joined(spot[0]).running_tasks_count = 1
+
+    world.hear()
+    assert world.status() == {spot[0]: "ACTIVE", spot[1]: "DRAINING"} | dict.fromkeys(bought, "DRAINING")
+    assert world.live().keys() == {spot[0], spot[1], *bought}
+    assert world.target() == 0
+
+    world.hear()
+    assert world.live().keys() == {spot[0]}
+    assert world.desired() == 0
+
+
+def test_what_was_drained_as_surplus_comes_back_when_work_does(world):
+    [instance] = world.spot(1)
+    world.join([instance])
+    world.hear()
+    assert world.status() == {instance: "DRAINING"}
+
+    world.work(1)
+    world.hear()
+
+    assert world.status() == {instance: "ACTIVE"}
+    assert not [tag for tag in world.live()[instance]["Tags"] if tag["Key"] == SURPLUS_TAG]
+
+
+def test_what_somebody_else_drained_stays_drained(world):
+    [instance] = world.spot(1)
+    [arn] = world.join([instance])
+    world.joined(instance).running_tasks_count = 1
+    world.ecs.update_container_instances_state(cluster="spindrift", containerInstances=[arn], status="DRAINING")
+    world.work(1)
+
+    world.hear()
+
+    assert world.status() == {instance: "DRAINING"}
+
+
+def test_who_got_work_after_the_look_neither_drains_nor_ends(world):
+    idle, resting, booting = world.spot(3)
+    world.join([idle, resting])
+    world.joined(resting).status = "DRAINING"
+    seen = world.cloud.look(world.now)
+    decision = decide(seen, world.settings.policy)
+    assert (decision.drain, set(decision.terminate_spot)) == ((idle,), {resting, booting})
+
+    world.join([booting])
+    for instance in (idle, resting):
+        world.joined(instance).running_tasks_count = 1
+    put_off = world.cloud.apply(seen, decision)
+
+    assert world.status() == {idle: "ACTIVE", resting: "DRAINING", booting: "ACTIVE"}
+    assert world.live().keys() == {idle, resting, booting}
+    assert sorted(put_off) == sorted(f"{i} stays: it has work by now" for i in (idle, resting, booting))
+
+
+def test_a_broken_on_demand_instance_is_replaced_where_it_is_needed(world):
+    [broken] = world.on_demand(1)
+    [taken] = world.spot(1)
+    world.join([taken])
+    world.mark(taken, "marked-for-termination")
+    world.work(1)
+
+    world.hear(later=timedelta(minutes=10))
+
+    assert world.desired() == 1
+    assert broken not in world.live()
+
+
+def test_a_notice_nobody_brought_is_found_in_the_truth(world):
+    [doomed] = world.spot(1)
+    world.join([doomed])
+    world.joined(doomed).running_tasks_count = 1
+    world.mark(doomed, "instance-terminated-no-capacity")
+    world.work(1)
+
+    world.hear()
+
+    assert world.status() == {doomed: "DRAINING"}
+    assert world.desired() == 1
+
+
+def test_a_second_pass_calls_nothing_that_changes_anything(world):
+    world.join(world.spot(2))
+    world.work(2)
+    world.hear()
+    world.calls.clear()
+
+    world.hear()
+
+    assert {name for name in world.calls if not name.startswith(("Describe", "List", "Get"))} == set()
+
+
+def test_a_fleet_still_being_modified_is_asked_later(world, monkeypatch, capsys):
+    def busy(**_):
+        raise world.cloud._ec2.exceptions.ClientError(
+            {"Error": {"Code": "FleetNotInModifiableState"}}, "ModifySpotFleetRequest"
+        )
+
+    monkeypatch.setattr(world.cloud._ec2, "modify_spot_fleet_request", busy)
+    world.work(1)
+
+    world.hear()
+
+    assert world.tasks() == 1
+    assert "still works on its last change" in json.loads(capsys.readouterr().out)["put_off"][0]
+
+
+def test_what_cannot_be_applied_is_told_and_tried_again(world, monkeypatch, capsys):
+    def denied(**_):
+        raise world.cloud._ec2.exceptions.ClientError(
+            {"Error": {"Code": "UnauthorizedOperation"}}, "ModifySpotFleetRequest"
+        )
+
+    monkeypatch.setattr(world.cloud._ec2, "modify_spot_fleet_request", denied)
+    world.work(1)
+
+    with pytest.raises(CouldNotApply, match="UnauthorizedOperation"):
+        world.hear()
+    assert json.loads(capsys.readouterr().out)["event"] == "capacity-failed"
+
+
+def test_a_pass_cut_short_before_the_fleet_was_asked_does_not_take_the_rest_for_lost(world, monkeypatch):
+    def crash(**_):
+        raise SystemExit
+
+    world.work(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.cloud._ec2, "modify_spot_fleet_request", crash)
+        with pytest.raises(SystemExit):
+            world.hear()
+
+    world.hear()
+
+    assert (world.target(), world.desired()) == (3, 0)
+
+
+def test_messages_that_mean_nothing_cost_no_look(world, capsys):
+    assert world.hear("hello", '{"detail-type": "AWS Health Event"}') == []
+
+    assert not world.calls
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["ignored", "ignored"]
+
+
+def test_the_log_tells_every_number_and_why_on_one_line(world, capsys):
+    [doomed] = world.spot(1)
+    world.join([doomed])
+    world.work(2)
+
+    world.hear(notice(doomed), "hello")
+
+    ignored, drained, line = (json.loads(text) for text in capsys.readouterr().out.splitlines())
+    assert (ignored["event"], drained["event"], drained["instances"]) == ("ignored", "drained", [doomed])
+    assert line["event"] == "capacity"
+    assert line["why"] == "2 units needed, Spot lost 1: On-Demand makes up for it at once"
+    assert (line["needed_units"], line["healthy_units"], line["noticed_units"]) == (2, 0, 1)
+    assert (line["spot_target"], line["on_demand_desired"], line["backlog"]) == (2, 1, {"worker": 2})

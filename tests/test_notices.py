@@ -1,0 +1,130 @@
+"""Every dialect of bad news, from the sample events in docs/events."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lambdas_make import EVENTS as SAMPLES
+from lambdas_make import sample
+
+from capacity.notices import EVENTS, Ignored, Kind, Notice, Wake, read
+
+INSTANCE = "i-0123456789abcdef0"
+ARN = "arn:aws:ecs:eu-west-1:123456789012:container-instance/spindrift/0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+DEADLINE = datetime(2024, 5, 1, 12, 2, tzinfo=UTC)
+FROM_AGENT = Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, deadline=DEADLINE, container_instance=ARN)
+FROM_004 = Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, container_instance=ARN)
+ALARM = Wake("alarm spindrift-jobs-to-do is ALARM")
+
+
+@pytest.mark.parametrize(
+    "name, heard",
+    [
+        ("notice-interruption", FROM_AGENT),
+        ("notice-rebalance", Notice(kind=Kind.REBALANCE, instance=INSTANCE, container_instance=ARN)),
+        ("notice-lifecycle", Notice(kind=Kind.LIFECYCLE, instance=INSTANCE, container_instance=ARN)),
+        ("notice-source-004", FROM_004),
+        ("sns-notice", FROM_AGENT),
+        ("sns-lambda-notice-source-004", FROM_004),
+        ("wake", Wake("first upload after a quiet time")),
+        ("alarm", ALARM),
+        ("sns-alarm", ALARM),
+        (
+            "eventbridge-interruption-warning",
+            Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, deadline=DEADLINE),
+        ),
+        ("eventbridge-rebalance-recommendation", Notice(kind=Kind.REBALANCE, instance=INSTANCE)),
+        ("eventbridge-instance-state", Wake(f"{INSTANCE} is shutting-down")),
+        ("eventbridge-spot-fleet-instance-change", Wake("EC2 Spot Fleet Instance Change: launched")),
+        ("eventbridge-spot-fleet-error", Wake("EC2 Spot Fleet Error: spotInstanceCountLimitExceeded")),
+        ("eventbridge-terminate-lifecycle", Notice(kind=Kind.LIFECYCLE, instance=INSTANCE)),
+        ("eventbridge-launch-lifecycle", Wake(f"{INSTANCE} launches")),
+        ("eventbridge-container-instance", Wake(f"{INSTANCE} is ACTIVE in ECS")),
+        ("eventbridge-schedule", Wake("the minute")),
+    ],
+)
+def test_every_dialect_is_understood(name, heard):
+    assert read(sample(name)) == [heard]
+
+
+def test_every_sample_but_those_of_s3_is_understood():
+    names = [path.stem for path in SAMPLES.glob("*.json") if not path.stem.startswith("s3-")]
+
+    assert not [name for name in names for heard in read(sample(name)) if isinstance(heard, Ignored)]
+
+
+def test_there_is_a_sample_of_every_event():
+    shown = {json.loads(path.read_text()).get("detail-type") for path in SAMPLES.glob("*.json")}
+
+    assert set(EVENTS) <= shown
+
+
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        ("hello", "not JSON"),
+        ("[]", "in no dialect we know"),
+        ('{"detail-type": "AWS Health Event"}', "no use for the event 'AWS Health Event'"),
+        ('{"schema": "spindrift.notice/2"}', "in no dialect we know"),
+        (
+            '{"schema": "spindrift.notice/1", "kind": "interruption"}',
+            "from_agent cannot read it: KeyError 'instanceId'",
+        ),
+        ('{"schema": "spindrift.notice/1", "kind": "rain", "instanceId": "i-1"}', "'rain' is not a valid Kind"),
+        ('{"terminationNotificiation": "true", "instanceId": "i-1\'] or true"}', "is no instance id"),
+        ('{"detail-type": "EC2 Instance Rebalance Recommendation", "detail": null}', "cannot read it: TypeError"),
+        ('{"Type": "Notification", "Message": "plain words"}', "not JSON"),
+    ],
+)
+def test_anything_else_is_ignored_with_its_reason(body, reason):
+    [heard] = read(body)
+
+    assert isinstance(heard, Ignored)
+    assert reason in heard.reason
+
+
+def test_only_a_recommendation_does_not_mean_leaving():
+    assert [kind for kind in Kind if not Notice(kind=kind, instance="i-1").leaving] == [Kind.REBALANCE]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["schema", "kind", "instanceId", "detail-type", "detail", "Records", "Sns", "Type", "Message", "time"]
+            ),
+            inner | st.sampled_from(["spindrift.notice/1", "interruption", "Notification", "i-1", *EVENTS]),
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+def test_no_message_can_stop_the_others(message):
+    assert all(isinstance(heard, Notice | Wake | Ignored) for heard in read(json.dumps(message)))
+
+
+@given(st.text())
+def test_no_text_can_stop_the_others(text):
+    read(text)
+
+
+def test_a_message_nested_without_end_is_ignored():
+    assert isinstance(read('{"Records": [' * 100_000)[0], Ignored)
+
+
+@pytest.mark.parametrize("module", ["capacity.policy", "capacity.notices", "ingest.routing"])
+def test_importing_the_pure_part_loads_no_aws_library(module):
+    code = f"import {module}, sys; sys.exit(any(m.startswith('boto') for m in sys.modules))"
+    lambdas = Path(__file__).parent.parent / "lambdas"
+
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(lambdas)}).returncode == 0
