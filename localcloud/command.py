@@ -1,0 +1,72 @@
+"""Start the local cloud: `python -m localcloud.command`, `python build.py local`, or a child of a test."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from localcloud import ec2, ecs, substrate
+from localcloud.control import Control
+from localcloud.formation import Resource
+from localcloud.wire import Service
+from localcloud.world import World
+
+
+def furnish(world: World, control: Control) -> tuple[list[Service], dict[str, Resource]]:
+    """Every service and resource type that is ours, wired together."""
+    containers, container_resources = ecs.furnish(world, control)
+    services, resources = ec2.furnish(world, control, containers)
+    return [containers, *services], {**container_resources, **resources}
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def serve(world: World) -> None:
+    """Run the cloud until SIGTERM or SIGINT."""
+    substrate.prepare(world)
+    control = Control(world)
+    substrate.install(world, control, *furnish(world, control))
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    world.start()
+    try:
+        await substrate.serve(world, control.answer, stop)
+    finally:
+        world.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop. Prints the environment lines to paste."""
+    parser = argparse.ArgumentParser(prog="build.py local", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="where the API answers on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--speed", type=float, default=1.0, help="how many times faster AWS's own times pass")
+    parser.add_argument("--seed", type=int, default=0, help="of the market and all other chance")
+    parser.add_argument("--state", type=Path, help="folder for the state (default: a fresh one)")
+    options = parser.parse_args(arguments)
+    endpoint = f"http://127.0.0.1:{options.port or free_port()}"
+    state = options.state.resolve() if options.state else Path(tempfile.mkdtemp(prefix="spindrift-local-"))
+    sys.stdout.write(
+        f"export AWS_ENDPOINT_URL={endpoint}\n"
+        f"export AWS_ACCESS_KEY_ID={substrate.OPERATOR_KEY} AWS_SECRET_ACCESS_KEY={substrate.OPERATOR_KEY}\n"
+        f"export AWS_DEFAULT_REGION=us-east-1\n"
+        f"# state and logs: {state}\n# Ctrl-C ends it\n"
+    )
+    sys.stdout.flush()
+    asyncio.run(serve(World(state=state, endpoint=endpoint, speed=options.speed, seed=options.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The main job, for real: upload photographs, take Spot away three times, wait for zero, prove nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from localcloud.bill import bill
+from localcloud.control import Refused, Remote
+from localcloud.laptop import PROJECT, DidNotWork, Laptop, laptop
+from localcloud.proof import Proof, prove
+from localcloud.scene import Scene, Window, line, picture
+from localcloud.uploads import Upload, uploads
+
+STACK = "spindrift"
+LOOK_SECONDS = 1.0
+PATIENCE_SECONDS = 230
+
+
+@dataclass(frozen=True)
+class Blow:
+    """One thing that fate does, once a share of the uploads is done."""
+
+    at_share: float
+    strike: Callable[[Scene, Remote], str | None]
+    """Does it and says it in words; None when there is nothing to strike yet."""
+
+
+def one_instance(scene: Scene, remote: Remote) -> str | None:
+    """EC2 gives one busy Spot instance its two minutes."""
+    for instance in sorted(scene.busy & set(scene.pools)):
+        remote.do("market/reclaim", instance=instance)
+        return f"EC2 takes back one instance, {instance}"
+    return None
+
+
+def whole_pool(scene: Scene, remote: Remote) -> str | None:
+    """The pool with most of our instances is gone at once, and stays gone."""
+    busy = [scene.pools[instance] for instance in scene.busy & set(scene.pools)]
+    if not busy:
+        return None
+    pool = max(sorted(busy), key=list(scene.pools.values()).count)
+    remote.do("market/capacity", pool=pool, instances=0)
+    remote.do("market/reclaim", pool=pool)
+    return f"EC2 takes back the whole pool {pool}: {list(scene.pools.values()).count(pool)} instances"
+
+
+def without_notice(scene: Scene, remote: Remote) -> str | None:
+    """A busy instance is gone without a word."""
+    for instance in sorted(scene.busy & set(scene.pools)):
+        remote.do("market/reclaim", instance=instance, notice=False)
+        return f"instance {instance} vanishes without any notice"
+    return None
+
+
+BLOWS = (Blow(0.08, one_instance), Blow(0.25, whole_pool), Blow(0.45, without_notice))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was watched while the work was done."""
+
+    scenes: list[Scene]
+    seconds: float
+    struck: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo. Exit status 0 only when nothing was lost, nothing happened twice and everything is back at zero."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--uploads", type=int, default=130, help="how many files to upload (default: 130)")
+    parser.add_argument("--seed", type=int, default=7, help="of the photographs, the market and all other chance")
+    parser.add_argument("--speed", type=float, default=4.0, help="how many times faster AWS's own times pass")
+    parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the templates and the summary go")
+    options = parser.parse_args(arguments)
+    console = Console(soft_wrap=True)
+    home = options.out / "demo"
+    shutil.rmtree(home, ignore_errors=True)
+    try:
+        summary = _play(options, console, home)
+    except (DidNotWork, Refused) as error:
+        console.print(f"[red]{error}[/]", markup=False)
+        return 1
+    (home / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    console.print(_table(summary))
+    console.print(f"written to {home / 'summary.json'}; the cloud's log and state are in {home / 'cloud'}")
+    return 0 if summary["lost"] == 0 and summary["double_effects"] == 0 and summary["back_to_zero"] else 1
+
+
+def _play(options: argparse.Namespace, console: Console, home: Path) -> dict[str, Any]:
+    with laptop(home / "cloud", speed=options.speed, seed=options.seed) as cloud:
+        console.print(f"local cloud at {cloud.endpoint}, speed {options.speed:g}, seed {options.seed}")
+        cloud.run(sys.executable, "build.py", "--out", options.out)
+        console.print("installing build/cluster.json with `aws cloudformation deploy` …")
+        outputs = cloud.deploy(options.out, STACK)
+        files = list(uploads(options.uploads, options.seed))
+        began = time.monotonic()
+        _upload(cloud, outputs["UploadsBucket"], files)
+        run = _watch(cloud, outputs, files, console, began)
+        console.print("checking every result by decoding it …")
+        proof = prove(files, outputs, cloud.client)
+        return _summary(files, run, proof, cloud.remote.do("diary"), options.speed)
+
+
+def _upload(cloud: Laptop, bucket: str, files: Iterable[Upload]) -> None:
+    s3 = cloud.client("s3")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda file: s3.put_object(Bucket=bucket, Key=file.key, Body=file.body), files))
+
+
+def _watch(cloud: Laptop, outputs: Mapping[str, str], files: Sequence[Upload], console: Console, began: float) -> Run:
+    """Look each second, strike when it is time, until the work is done and everything is back at zero."""
+    window = Window(outputs, cloud.client, STACK)
+    blows, scenes, told = list(BLOWS), list[Scene](), list[str]()
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while (seconds := time.monotonic() - began) < PATIENCE_SECONDS:
+            scene = window.look()
+            scenes.append(scene)
+            finished = scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
+            if blows and finished >= blows[0].at_share * len(files) and (words := blows[0].strike(scene, cloud.remote)):
+                del blows[0]
+                told.append(f"[red]{seconds:5.0f} s  {words}[/]")
+            diary = cloud.remote.do("diary")
+            notices = sum(entry["what"] == "notice" for entry in diary)
+            story = sorted([*told, *_story(diary, began)])
+            if console.is_terminal:
+                live.update(picture(scene, len(files), notices, seconds, story), refresh=True)
+            elif int(seconds) % 5 == 0:
+                console.print(line(scene, len(files), notices, seconds))
+            if finished >= len(files) and scene.at_zero:
+                break
+            time.sleep(LOOK_SECONDS)
+    return Run(scenes, time.monotonic() - began, len(BLOWS) - len(blows))
+
+
+SAID = {
+    "notice": "{subject} has notice",
+    "draining": "{subject} is DRAINING",
+    "reclaimed without notice": "{subject} is gone",
+    "spot target": "Spot target is now {target} units",
+    "group desired": "On-Demand group is now {desired} instances",
+}
+
+
+def _story(diary: Iterable[Mapping[str, Any]], began: float) -> list[str]:
+    """The diary's turning points as lines a person reads, stamped with the run's seconds."""
+    start = datetime.now(UTC).timestamp() - (time.monotonic() - began)
+    return [
+        f"{datetime.fromisoformat(entry['at']).timestamp() - start:5.0f} s  {SAID[entry['what']].format(**entry)}"
+        for entry in diary
+        if entry["what"] in SAID and datetime.fromisoformat(entry["at"]).timestamp() >= start
+    ]
+
+
+def reaction_seconds(diary: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Seconds from each notice in the metadata to DRAINING in ECS, for instances that had joined by then."""
+    noticed, reactions = dict[str, datetime](), list[float]()
+    for entry in diary:
+        if entry["what"] == "notice":
+            noticed.setdefault(entry["subject"], datetime.fromisoformat(entry["at"]))
+        elif entry["what"] == "draining" and entry["subject"] in noticed:
+            reactions.append((datetime.fromisoformat(entry["at"]) - noticed.pop(entry["subject"])).total_seconds())
+    return reactions
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """p50, p99 and max by nearest rank, rounded to milliseconds; None without a value."""
+    ranked = sorted(values)
+    return {
+        name: round(ranked[math.ceil(share * len(ranked)) - 1], 3) if ranked else None
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    }
+
+
+def _summary(
+    files: Sequence[Upload], run: Run, proof: Proof, diary: Sequence[Mapping[str, Any]], speed: float
+) -> dict[str, Any]:
+    struck = [entry for entry in diary if entry["what"] in ("notice", "reclaimed without notice")]
+    return {
+        "uploads": len(files),
+        "succeeded": proof.succeeded,
+        "failed": proof.failed,
+        "lost": len(proof.lost),
+        "double_effects": len(proof.double),
+        "interruptions": len(struck),
+        "notice_to_draining_seconds": spread(reaction_seconds(diary)),
+        "released_jobs": proof.released,
+        "top_up_units_peak": max((scene.on_demand_running for scene in run.scenes), default=0),
+        "back_to_zero": bool(run.scenes) and run.scenes[-1].at_zero and run.struck == len(BLOWS),
+        "wall_seconds": round(run.seconds, 1),
+        "cost": asdict(bill(diary, datetime.now(UTC), speed)),
+        "unproved": [*proof.lost, *proof.double],
+    }
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="What became of it", show_header=False)
+    for name, value in summary.items():
+        if name == "unproved":
+            continue
+        shown = "  ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""CloudFormation's ECS types: cluster, task definition, service."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from localcloud import wire
+from localcloud.ecs_shapes import words
+from localcloud.formation import NotPlayed, Resource, refuse_unplayed
+
+if TYPE_CHECKING:
+    from localcloud.ecs import Ecs
+
+LONGEST_WAIT_SECONDS = 3 * 3600.0
+"""AWS's time until CloudFormation gives a service up that does not reach its steady state."""
+LONGEST_LEAVE_SECONDS = 300.0
+"""How long a cluster's deletion waits for terminated instances to be deregistered."""
+_RENAMED = {"ClusterSettings": "settings", "PlacementStrategies": "placementStrategy"}
+
+
+def resources(ecs: Ecs) -> dict[str, Resource]:
+    """The resource types, by name."""
+    return {
+        "AWS::ECS::Cluster": Cluster(ecs),
+        "AWS::ECS::TaskDefinition": TaskDefinition(ecs),
+        "AWS::ECS::Service": Service(ecs),
+    }
+
+
+def as_input(operation: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """A resource's properties as an operation's input: names in camel case, scalars of the type the API wants.
+
+    Raises NotPlayed for a name that the operation does not have.
+    """
+    shape = wire.model("ecs").operation_model(operation).input_shape
+    renamed = {_RENAMED.get(name, name): value for name, value in properties.items()}
+    result: dict[str, Any] = _as_shape(shape, renamed, operation)
+    return result
+
+
+def _as_shape(shape: Any, value: Any, where: str) -> Any:
+    if shape.type_name == "structure":
+        names = {name.lower(): name for name in shape.members}
+        converted = {}
+        for given, inner in value.items():
+            name = names.get(given.lower())
+            if name is None:
+                raise NotPlayed(f"{where} has no {given}")
+            converted[name] = _as_shape(shape.members[name], inner, f"{where}.{name}")
+        return converted
+    if shape.type_name == "list":
+        return [_as_shape(shape.member, inner, where) for inner in value]
+    if shape.type_name == "map":
+        return {key: str(inner) for key, inner in value.items()}
+    if shape.type_name in ("integer", "long"):
+        return int(value)
+    if shape.type_name == "boolean":
+        return value if isinstance(value, bool) else str(value).lower() == "true"
+    return str(value)
+
+
+class _Kind:
+    def __init__(self, ecs: Ecs) -> None:
+        self._ecs = ecs
+        self._closing = threading.Event()
+        ecs.world.on_stop(self._closing.set)
+
+    def _name(self, stack: str, logical_id: str) -> str:
+        with self._ecs.world.lock:
+            return f"{stack}-{logical_id}-{self._ecs.world.dice.getrandbits(48):012X}"
+
+    def _wait(self, reached: Callable[[], bool], failure: Callable[[], str], seconds: float) -> None:
+        """Wait as CloudFormation does until a resource is stable. Runs in a thread of its own."""
+        deadline = time.monotonic() + self._ecs.world.scaled(seconds)
+        while not self._closing.wait(0.2):
+            with self._ecs.world.lock:
+                if reached():
+                    return
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"Resource did not stabilize: {failure()}")
+        raise RuntimeError("the local cloud was stopped")
+
+
+class Cluster(_Kind):
+    """AWS::ECS::Cluster."""
+
+    _played = frozenset({"ClusterName", "ClusterSettings", "Tags"})
+
+    def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
+        """CreateCluster."""
+        refuse_unplayed("AWS::ECS::Cluster", properties, set(self._played), {})
+        given = {"ClusterName": self._name(stack, logical_id), **properties}
+        cluster = self._ecs.perform("CreateCluster", as_input("CreateCluster", given))["cluster"]
+        return cluster["clusterName"], {"Arn": cluster["clusterArn"]}
+
+    def update(
+        self,
+        physical_id: str,
+        old: dict[str, Any],  # noqa: ARG002 - the seam's
+        new: dict[str, Any],
+        stack: str,
+    ) -> tuple[str, dict[str, Any]]:
+        """Settings and tags; a new name is a new cluster."""
+        refuse_unplayed("AWS::ECS::Cluster", new, set(self._played), {})
+        if new.get("ClusterName", physical_id) != physical_id:
+            return self.create("", new, stack)
+        with self._ecs.world.lock:
+            cluster = self._ecs.state.clusters[physical_id]
+            given = as_input("CreateCluster", {**new, "ClusterName": physical_id})
+            cluster.update(settings=given.get("settings", []), tags=given.get("tags", []))
+            self._ecs.state.clusters[physical_id] = cluster
+        return physical_id, {"Arn": cluster["clusterArn"]}
+
+    def delete(self, physical_id: str, properties: dict[str, Any]) -> None:  # noqa: ARG002 - the seam's
+        """DeleteCluster, which instances that are still registered forbid: their end is waited for a little."""
+        state = self._ecs.state
+        cluster = state.clusters.get(physical_id)
+        if cluster is None or cluster["status"] != "ACTIVE":
+            return
+        self._wait(
+            lambda: (
+                not any(
+                    each["_cluster"] == cluster["clusterArn"] and each["status"] != "INACTIVE"
+                    for each in state.instances.values()
+                )
+            ),
+            lambda: "The Cluster cannot be deleted while Container Instances are active or draining.",
+            LONGEST_LEAVE_SECONDS,
+        )
+        self._ecs.perform("DeleteCluster", {"cluster": physical_id})
+
+
+class TaskDefinition(_Kind):
+    """AWS::ECS::TaskDefinition: every change is a new revision, so a replacement."""
+
+    _played = words(
+        "ContainerDefinitions Cpu ExecutionRoleArn Family Memory NetworkMode "
+        "PlacementConstraints RequiresCompatibilities TaskRoleArn Volumes Tags"
+    )
+
+    def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
+        """RegisterTaskDefinition."""
+        refuse_unplayed("AWS::ECS::TaskDefinition", properties, set(self._played), {})
+        given = {"Family": f"{stack}-{logical_id}", **properties}
+        operation = "RegisterTaskDefinition"
+        definition = self._ecs.perform(operation, as_input(operation, given))["taskDefinition"]
+        return definition["taskDefinitionArn"], {"TaskDefinitionArn": definition["taskDefinitionArn"]}
+
+    def update(
+        self,
+        physical_id: str,
+        old: dict[str, Any],  # noqa: ARG002 - the seam's
+        new: dict[str, Any],
+        stack: str,
+    ) -> tuple[str, dict[str, Any]]:
+        """A new revision of the same family, unless it got another name."""
+        family = physical_id.rsplit("/", 1)[-1].rpartition(":")[0]
+        return self.create("", {"Family": family, **new}, stack)
+
+    def delete(self, physical_id: str, properties: dict[str, Any]) -> None:  # noqa: ARG002 - the seam's
+        """DeregisterTaskDefinition."""
+        self._ecs.perform("DeregisterTaskDefinition", {"taskDefinition": physical_id})
+
+
+class Service(_Kind):
+    """AWS::ECS::Service. CloudFormation waits until it has its tasks, on creation as on a deployment."""
+
+    _played = words(
+        "Cluster DeploymentConfiguration DesiredCount EnableECSManagedTags LaunchType "
+        "PlacementConstraints PlacementStrategies PropagateTags SchedulingStrategy "
+        "ServiceName Tags TaskDefinition"
+    )
+    _changeable = words(
+        "DeploymentConfiguration DesiredCount EnableECSManagedTags PlacementConstraints "
+        "PlacementStrategies PropagateTags TaskDefinition"
+    )
+
+    def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
+        """CreateService; one task when DesiredCount is left out. Returns when the service is steady."""
+        refuse_unplayed("AWS::ECS::Service", properties, set(self._played), {})
+        given = {"ServiceName": self._name(stack, logical_id), **properties}
+        service = self._ecs.perform("CreateService", as_input("CreateService", given))["service"]
+        return self._settled(service["serviceArn"])
+
+    def update(
+        self, physical_id: str, old: dict[str, Any], new: dict[str, Any], stack: str
+    ) -> tuple[str, dict[str, Any]]:
+        """UpdateService; a DesiredCount left out keeps what is. Another name or cluster is another service."""
+        refuse_unplayed("AWS::ECS::Service", new, set(self._played), {})
+        fixed = self._played - self._changeable - {"Tags"}
+        if any(old.get(name) != new.get(name) for name in fixed):
+            return self.create("", new, stack)
+        changes = {name: value for name, value in new.items() if name in self._changeable}
+        where = {"Service": physical_id, "Cluster": physical_id.split("/")[-2]}
+        self._ecs.perform("UpdateService", as_input("UpdateService", {**where, **changes}))
+        return self._settled(physical_id)
+
+    def delete(self, physical_id: str, properties: dict[str, Any]) -> None:  # noqa: ARG002 - the seam's
+        """Scale to nothing, delete, and wait for the last task's end."""
+        services = self._ecs.state.services
+        if physical_id not in services or services[physical_id]["status"] == "INACTIVE":
+            return
+        if services[physical_id]["status"] == "ACTIVE":
+            where = {"service": physical_id, "cluster": physical_id.split("/")[-2], "force": True}
+            self._ecs.perform("DeleteService", where)
+        self._wait(
+            lambda: services[physical_id]["status"] == "INACTIVE",
+            lambda: f"{physical_id} still has {services[physical_id]['runningCount']} tasks",
+            LONGEST_WAIT_SECONDS,
+        )
+
+    def _settled(self, service_arn: str) -> tuple[str, dict[str, Any]]:
+        service = self._ecs.state.services[service_arn]
+
+        def failure() -> str:
+            said = service["events"][0]["message"] if service["events"] else "no event"
+            return f"{service_arn} runs {service['runningCount']} of {service['desiredCount']} tasks: {said}"
+
+        self._wait(lambda: bool(service["_steady"]), failure, LONGEST_WAIT_SECONDS)
+        return service_arn, {"Name": service["serviceName"], "ServiceArn": service_arn}

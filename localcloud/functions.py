@@ -1,0 +1,53 @@
+"""Lambda functions: what they wrote, for people to read, and their sudden death, for tests. Knows ministack's names."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from typing import Any
+
+from ministack.core import lambda_runtime
+from ministack.services import lambda_svc
+
+from localcloud.control import Control, Refused
+from localcloud.world import World
+
+
+class Functions:
+    """The processes that ministack runs Lambda code in."""
+
+    def __init__(self, world: World) -> None:
+        self._logs = world.state / "logs"
+        self._logs.mkdir(exist_ok=True)
+
+    def install(self, world: World, control: Control) -> None:
+        """Keep the logs as files too, offer death, and end the processes with the cloud."""
+        write = lambda_svc._emit_lambda_logs
+
+        @functools.wraps(write)
+        def written(func: dict[str, Any], request_id: str, text: str, *rest: Any, **keywords: Any) -> None:
+            with (self._logs / f"{func['config']['FunctionName']}.log").open("a") as log:
+                log.write(f"{text}\n" if text else "")
+            write(func, request_id, text, *rest, **keywords)
+
+        lambda_svc._emit_lambda_logs = written
+        control.offer("lambda/logs", self.logs)
+        control.offer("lambda/kill", self.kill)
+        world.on_stop(lambda_runtime.reset)
+
+    def logs(self, function: str) -> str:
+        """All that the function has written so far, "" for nothing."""
+        file = self._logs / f"{function}.log"
+        return file.read_text() if file.exists() else ""
+
+    def kill(self, function: str) -> int:
+        """SIGKILL the process that runs an invocation of `function` now; its pid. Raises Refused when none does."""
+        with lambda_runtime._lock:
+            for key, workers in lambda_runtime._workers.items():
+                for worker in workers:
+                    if key.split(":")[2] == function and worker.in_use and worker._proc is not None:
+                        pid = int(worker._proc.pid)
+                        os.kill(pid, signal.SIGKILL)
+                        return pid
+        raise Refused(f"no invocation of {function} is running now")

@@ -1,0 +1,92 @@
+"""What became of every upload, told from the buckets and the table alone: never from the product's own counters."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from boto3.dynamodb.types import TypeDeserializer
+from PIL import Image, UnidentifiedImageError
+
+from localcloud.uploads import Upload
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The account of a run. `lost` and `double` name the uploads, so that a failure can be looked into."""
+
+    succeeded: int
+    failed: int
+    lost: tuple[str, ...]
+    double: tuple[str, ...]
+    released: int
+
+
+def prove(uploads: Iterable[Upload], outputs: Mapping[str, str], client: Any) -> Proof:
+    """Hold every upload against its job record and its results.
+
+    Lost: a photograph without a SUCCEEDED job whose every result decodes, or a hostile file without a FAILED job and
+    its reason. Double: an upload with two jobs, a result written twice, or a result that no job's record names.
+    `outputs` are the stack's; `client(service)` makes boto3 clients.
+    """
+    jobs = list(_jobs(client("dynamodb"), outputs["JobsTable"]))
+    stored = _versions(client("s3"), outputs["ResultsBucket"])
+    s3 = client("s3")
+    by_key: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        by_key.setdefault(job["key"], []).append(job)
+
+    lost, double = [], []
+    for upload in uploads:
+        of_upload = by_key.get(upload.key, [])
+        if len(of_upload) > 1:
+            double.append(f"{upload.key}: {len(of_upload)} jobs")
+        right = [job for job in of_upload if _is_right(job, upload, stored, s3, outputs["ResultsBucket"])]
+        if not right:
+            lost.append(f"{upload.key}: {[(job['state'], job.get('error')) for job in of_upload]}")
+    named = {key for job in jobs for key in job.get("outputs", ())}
+    double += [f"{key}: {count} versions" for key, count in stored.items() if count > 1]
+    double += [f"{key}: no job names it" for key in stored if key not in named]
+    states = Counter(job["state"] for job in jobs)
+    return Proof(
+        succeeded=states["SUCCEEDED"],
+        failed=states["FAILED"],
+        lost=tuple(lost),
+        double=tuple(double),
+        released=sum(int(job.get("releases", 0)) for job in jobs),
+    )
+
+
+def _is_right(job: Mapping[str, Any], upload: Upload, stored: Mapping[str, int], s3: Any, bucket: str) -> bool:
+    if upload.hostile:
+        return job["state"] == "FAILED" and bool(job.get("error"))
+    results = job.get("outputs", ())
+    return job["state"] == "SUCCEEDED" and bool(results) and all(_decodes(key, stored, s3, bucket) for key in results)
+
+
+def _decodes(key: str, stored: Mapping[str, int], s3: Any, bucket: str) -> bool:
+    if key not in stored:
+        return False
+    try:
+        with Image.open(io.BytesIO(s3.get_object(Bucket=bucket, Key=key)["Body"].read())) as image:
+            image.load()
+    except (UnidentifiedImageError, OSError):
+        return False
+    return True
+
+
+def _jobs(dynamodb: Any, table: str) -> Iterable[dict[str, Any]]:
+    read = TypeDeserializer().deserialize
+    for page in dynamodb.get_paginator("scan").paginate(TableName=table, ConsistentRead=True):
+        for item in page["Items"]:
+            yield {name: read(value) for name, value in item.items()}
+
+
+def _versions(s3: Any, bucket: str) -> Counter[str]:
+    counted: Counter[str] = Counter()
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        counted.update(version["Key"] for version in page.get("Versions", ()))
+    return counted
