@@ -83,7 +83,7 @@ def _name_actions() -> None:
 
 
 def _name_log_streams() -> None:
-    """A log group is `…:log-group:NAME:*` to IAM, a stream of it `…:log-group:NAME:log-stream:STREAM` (Logs user guide)."""
+    """To IAM a log group is `…:log-group:NAME:*`, its stream `…:log-group:NAME:log-stream:STREAM` (Logs user guide)."""
     extract = iam_actions.extract_resource_arn
 
     @functools.wraps(extract)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+from importlib.metadata import packages_distributions
 from typing import Any
 
 from ministack.core import lambda_runtime
@@ -12,6 +13,19 @@ from ministack.services import lambda_svc
 
 from localcloud.control import Control, Refused
 from localcloud.world import World
+
+BUNDLED = {"boto3", "botocore", "dateutil", "jmespath", "s3transfer", "six", "urllib3"}
+"""What Lambda's Python runtime has beside the standard library (Lambda developer guide, Python)."""
+GUARD = """
+import sys
+
+class NotInLambda:
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name in {refused}:
+            raise ModuleNotFoundError("No module named " + repr(name))
+
+sys.meta_path.insert(0, NotInLambda())
+"""
 
 
 class Functions:
@@ -22,7 +36,9 @@ class Functions:
         self._logs.mkdir(exist_ok=True)
 
     def install(self, world: World, control: Control) -> None:
-        """Keep the logs as files too, offer death, and end the processes with the cloud."""
+        """Hide the laptop's packages, keep the logs as files too, offer death, end the processes with the cloud."""
+        refused = sorted(set(packages_distributions()) - BUNDLED)
+        lambda_runtime._PYTHON_WORKER_SCRIPT = GUARD.format(refused=refused) + lambda_runtime._PYTHON_WORKER_SCRIPT
         write = lambda_svc._emit_lambda_logs
 
         @functools.wraps(write)

@@ -74,7 +74,7 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
         for instance in sorted(fleet.pools):
             cloud.remote.do("market/reclaim", instance=instance)
             time.sleep(dice.uniform(0.5, 3.5))
-        _until(console, "new instances", window, lambda scene, old=fleet: not set(old.pools) & set(scene.pools))
+        _until(console, "new instances", window, _without(fleet))
     diary = cloud.remote.do("diary")
     reactions = reaction_seconds(diary)
     return {
@@ -84,6 +84,10 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
         "notices": sum(entry["what"] == "notice" for entry in diary),
         "drained": len(reactions),
     }
+
+
+def _without(old: Scene) -> Callable[[Scene], bool]:
+    return lambda scene: not set(old.pools) & set(scene.pools)
 
 
 def _upload_to_launch(cloud: Laptop, outputs: dict[str, str], key: str) -> float:

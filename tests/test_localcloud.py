@@ -454,6 +454,21 @@ def test_a_function_killed_in_mid_batch_gets_the_batch_again(stack: Stack) -> No
         stack.cloud.remote.do("lambda/kill", function=function)
 
 
+def test_a_function_has_boto3_and_nothing_else_of_the_laptop(stack: Stack) -> None:
+    source = "import boto3\nimport pydantic\ndef handler(event, context): pass\n"
+    client, role = stack.client("lambda"), stack.client("lambda").get_function(FunctionName=stack.outputs["Function"])
+    client.create_function(
+        FunctionName="greedy",
+        Runtime="python3.13",
+        Role=role["Configuration"]["Role"],
+        Handler="capacity.handler.handler",
+        Code={"ZipFile": make.package(source)},
+    )
+    answer = client.invoke(FunctionName="greedy")
+    assert "No module named 'pydantic'" in answer["Payload"].read().decode()
+    client.delete_function(FunctionName="greedy")
+
+
 # Permissions
 
 

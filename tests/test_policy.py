@@ -135,8 +135,13 @@ def od(name, **parts):
         ),
         (
             "new and without a task: ECS may still send one",
-            seen(0, [instance("i-1", launched=JUST_NOW)]),
+            seen(1, [instance("i-1", tasks=1), instance("i-2", launched=JUST_NOW)]),
             {"drain": ()},
+        ),
+        (
+            "new and without a task or any work: it leaves at once",
+            seen(0, [instance("i-1", launched=JUST_NOW)]),
+            {"drain": ("i-1",)},
         ),
         (
             "needed again: what rests comes back",

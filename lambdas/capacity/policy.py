@@ -107,7 +107,7 @@ class Policy:
     calm: timedelta = timedelta(minutes=10)
     """How long Spot instances must have lasted before On-Demand leaves in their favour."""
     settle: timedelta = timedelta(seconds=30)
-    """How long a new instance may wait for its first task before it can be surplus."""
+    """How long a new instance may wait for its first task before it can be surplus; without work there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +289,7 @@ def _moves(
             end.append(instance.id)
         elif stands is _Standing.BROKEN:
             drain.append(instance.id)
-        elif at - joined.since >= policy.settle and size(instance) <= spare:
+        elif (wanted == 0 or at - joined.since >= policy.settle) and size(instance) <= spare:
             drain.append(instance.id)
             spare -= size(instance)
     return _Moves(have=have, settled=settled, back=tuple(back), drain=tuple(drain), end=tuple(end))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mimetypes
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -38,6 +38,7 @@ PATIENT = Config(connect_timeout=3, read_timeout=15, retries={"mode": "standard"
 CHUNK = 1 << 20
 MAY_PASS = frozenset({409, 429, *range(500, 600)})
 THROTTLED = ("Throttl", "ProvisionedThroughput", "RequestLimit", "SlowDown", "RequestTimeout", "ExpiredToken")
+NOT_IN_FLIGHT = ("MessageNotInflight", "InvalidParameterValue")
 GONE = {
     "NoSuchKey": "the upload is gone",
     "NoSuchVersion": "the upload is gone",
@@ -101,12 +102,19 @@ class Cloud:
         return next((Message(each["Body"], each["ReceiptHandle"]) for each in answer.get("Messages", [])), None)
 
     def hide(self, message: Message, delay: timedelta) -> None:
-        """Let nobody see the message for so long from now; zero gives it back."""
-        gone = self._sqs.exceptions.MessageNotInflight  # it can be seen already, or is deleted
-        with _asking("hide"), suppress(gone):
-            self._sqs.change_message_visibility(
-                QueueUrl=self._settings.queue_url, ReceiptHandle=message.receipt, VisibilityTimeout=_seconds(delay)
-            )
+        """Let nobody see the message for so long from now; zero gives it back.
+
+        A message that can be seen already, or is gone, is let be: the model has MessageNotInflight for it, the service
+        itself says InvalidParameterValue (aws/aws-sdk-net#1927).
+        """
+        with _asking("hide"):
+            try:
+                self._sqs.change_message_visibility(
+                    QueueUrl=self._settings.queue_url, ReceiptHandle=message.receipt, VisibilityTimeout=_seconds(delay)
+                )
+            except ClientError as error:
+                if not error.response["Error"]["Code"].endswith(NOT_IN_FLIGHT):
+                    raise
 
     def delete(self, message: Message) -> None:
         """The message has done its duty."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from gpu_worker.job import Job
 
-LONGEST_HIDE = timedelta(hours=12)
-"""SQS keeps a message hidden no longer (SQS developer guide, "Visibility timeout")."""
+LOOK_AGAIN = timedelta(seconds=15)
+"""A hidden message counts as work in flight and keeps a GPU waiting for it, so it is not hidden for a whole lease."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,6 @@ def when_refused(record: Mapping[str, Any] | None, now: datetime) -> Drop | Hide
             return Drop()
         case "RUNNING":
             left = datetime.fromtimestamp(record["lease_until"], UTC) - now
-            return Hide(min(max(left, timedelta(0)) + timedelta(seconds=1), LONGEST_HIDE))
+            return Hide(min(max(left, timedelta(0)) + timedelta(seconds=1), LOOK_AGAIN))
         case _:
             return Hide(timedelta(seconds=1))  # it changed between the claim and the look: try again
