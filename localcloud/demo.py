@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ from localcloud.laptop import PROJECT, DidNotWork, Laptop, laptop
 from localcloud.proof import Proof, prove
 from localcloud.scene import Scene, Window, line, picture
 from localcloud.uploads import Upload, uploads
+from localcloud.world import ZONES
 
 STACK = "spindrift"
 LOOK_SECONDS = 1.0
@@ -38,6 +40,17 @@ class Blow:
     at_share: float
     strike: Callable[[Scene, Remote], str | None]
     """Does it and says it in words; None when there is nothing to strike yet."""
+
+
+def narrow_market(remote: Remote, seed: int) -> list[str]:
+    """An ordinary day: of all pools only three have room, in three zones and for three instances each."""
+    pools = sorted(remote.do("market/show")["pools"])
+    dice = random.Random(seed)  # noqa: S311
+    types = dice.sample(sorted({pool.split("/")[0] for pool in pools}), 3)
+    open_pools = [f"{name}/{zone}" for name, zone in zip(types, ZONES, strict=True)]
+    for pool in pools:
+        remote.do("market/capacity", pool=pool, instances=3 if pool in open_pools else 0)
+    return open_pools
 
 
 def one_instance(scene: Scene, remote: Remote) -> str | None:
@@ -67,7 +80,8 @@ def without_notice(scene: Scene, remote: Remote) -> str | None:
     return None
 
 
-BLOWS = (Blow(0.08, one_instance), Blow(0.25, whole_pool), Blow(0.45, without_notice))
+BLOWS = (Blow(0.04, without_notice), Blow(0.2, one_instance), Blow(0.4, whole_pool))
+"""The silent one first: its jobs are heard of again when their leases end, a minute later."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class Run:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Exit status 0 only when nothing was lost, nothing happened twice and everything is back at zero."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--uploads", type=int, default=130, help="how many files to upload (default: 130)")
+    parser.add_argument("--uploads", type=int, default=260, help="how many files to upload (default: 260)")
     parser.add_argument("--seed", type=int, default=7, help="of the photographs, the market and all other chance")
     parser.add_argument("--speed", type=float, default=4.0, help="how many times faster AWS's own times pass")
     parser.add_argument("--out", type=Path, default=PROJECT / "build", help="where the templates and the summary go")
@@ -106,8 +120,11 @@ def _play(options: argparse.Namespace, console: Console, home: Path) -> dict[str
         console.print(f"local cloud at {cloud.endpoint}, speed {options.speed:g}, seed {options.seed}")
         cloud.run(sys.executable, "build.py", "--out", options.out)
         console.print("installing build/cluster.json with `aws cloudformation deploy` …")
-        outputs = cloud.deploy(options.out, STACK)
-        files = list(uploads(options.uploads, options.seed))
+        with ThreadPoolExecutor(1) as studio:
+            making = studio.submit(lambda: list(uploads(options.uploads, options.seed)))
+            outputs = cloud.deploy(options.out, STACK)
+            console.print(f"Spot has room in {', '.join(narrow_market(cloud.remote, options.seed))}")
+            files = making.result()
         began = time.monotonic()
         _upload(cloud, outputs["UploadsBucket"], files)
         run = _watch(cloud, outputs, files, console, began)
@@ -167,10 +184,15 @@ def _story(diary: Iterable[Mapping[str, Any]], began: float) -> list[str]:
 
 
 def reaction_seconds(diary: Iterable[Mapping[str, Any]]) -> list[float]:
-    """Seconds from each notice in the metadata to DRAINING in ECS, for instances that had joined by then."""
-    noticed, reactions = dict[str, datetime](), list[float]()
+    """Seconds from each notice in the metadata to DRAINING in ECS, for instances that had joined by then.
+
+    (One that has notice while it boots is drained when it joins: before, there is nothing to drain.)
+    """
+    joined, noticed, reactions = set[str](), dict[str, datetime](), list[float]()
     for entry in diary:
-        if entry["what"] == "notice":
+        if entry["what"] == "instance joined":
+            joined.add(entry["subject"])
+        elif entry["what"] == "notice" and entry["subject"] in joined:
             noticed.setdefault(entry["subject"], datetime.fromisoformat(entry["at"]))
         elif entry["what"] == "draining" and entry["subject"] in noticed:
             reactions.append((datetime.fromisoformat(entry["at"]) - noticed.pop(entry["subject"])).total_seconds())

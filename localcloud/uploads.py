@@ -48,9 +48,11 @@ def _photograph(key: str, dice: random.Random) -> Upload:
         width, height = int(photo.width * share), int(photo.height * share)
         left, top = dice.randint(0, photo.width - width), dice.randint(0, photo.height - height)
         crop = photo.crop((left, top, left + width, top + height))
-        side = dice.choice((160, 480, 960, 1600, 2000))
+        side = dice.choice((480, 960, 1600, 2000))
         crop.thumbnail((side, side))
-    form = "JPEG" if key in AWKWARD_KEYS else dice.choice(("JPEG", "JPEG", "JPEG", "WEBP", "PNG"))
+    form = dice.choice(("JPEG", "JPEG", "JPEG", "WEBP", "PNG"))
+    if key in AWKWARD_KEYS or (form == "PNG" and side > 960):
+        form = "JPEG"
     body = io.BytesIO()
     crop.save(body, form, quality=85, **({"compress_level": 1} if form == "PNG" else {}))
     suffix = {"JPEG": ".jpg", "WEBP": ".webp", "PNG": ".png"}[form]

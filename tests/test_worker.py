@@ -50,11 +50,11 @@ def test_a_photograph_becomes_its_renditions(bench):
         worker.terminate()
         assert worker.wait(10) == 0
 
-    names = [f"photos/beach.jpg/{job_id}/{name}.jpg" for name in ("medium", "thumb")]
+    names = [f"photos/beach.jpg/{job_id}/{name}.webp" for name in ("large", "medium", "thumb")]
     assert bench.stored() == record["outputs"] == names
-    thumb = bench.s3.get_object(Bucket=bench.results, Key=names[1])
+    thumb = bench.s3.get_object(Bucket=bench.results, Key=names[2])
     assert Image.open(thumb["Body"]).size == (256, 171)
-    assert (thumb["Metadata"], thumb["ContentType"]) == ({"job-id": job_id}, "image/jpeg")
+    assert (thumb["Metadata"], thumb["ContentType"]) == ({"job-id": job_id}, "image/webp")
     assert record["attempts"] == 1 and 0 < record["gpu_seconds"] < 20
     assert record["owner"] == "arn:aws:ecs:us-east-1:123456789012:task/spindrift/abc"
     assert [record[each] for each in ("instance_id", "instance_type", "zone", "lifecycle")] == [

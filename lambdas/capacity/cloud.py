@@ -345,13 +345,13 @@ class Aws:
         return spared + _lines("is not drained", failed)
 
     def _end_on_demand(self, instance: str, *, replace: bool) -> None:
-        """End one instance by way of its group; one that the group no longer has is ended already."""
+        """End one instance by way of its group; one that the group is ending, or no longer has, is ended already."""
         try:
             self._autoscaling.terminate_instance_in_auto_scaling_group(
                 InstanceId=instance, ShouldDecrementDesiredCapacity=not replace
             )
         except ClientError as error:
-            if "not found" not in str(error):
+            if error.response["Error"]["Code"] != "ScalingActivityInProgress" and "not found" not in str(error):
                 raise
 
 

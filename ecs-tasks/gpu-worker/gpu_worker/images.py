@@ -18,9 +18,13 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from gpu_worker.outcome import Rejected
 
 DEFAULTS: Mapping[str, Any] = {
-    "renditions": [{"name": "thumb", "width": 256}, {"name": "medium", "width": 1024}],
-    "format": "jpeg",
-    "quality": 85,
+    "renditions": [
+        {"name": "thumb", "width": 256},
+        {"name": "medium", "width": 1024},
+        {"name": "large", "width": 2048},
+    ],
+    "format": "webp",
+    "quality": 80,
     "max_pixels": 100_000_000,
 }
 
@@ -53,6 +57,8 @@ def problems(options: Mapping[str, Any]) -> list[str]:
             found.append(f"renditions: a name is 1 to 64 letters, digits, - or _, got {each.get('name')!r}")
         if not _whole(each.get("width"), 1, 16_383):
             found.append(f"renditions: a width is 1 to 16383 pixels, got {each.get('width')!r}")
+        if unknown := sorted(set(each) - {"name", "width"}):
+            found.append(f"renditions: a name and a width, got also {', '.join(unknown)}")
     if len({each.get("name") for each in renditions}) < len(renditions):
         found.append("renditions: two have the same name")
     return found
