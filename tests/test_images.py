@@ -23,13 +23,14 @@ def picture(size=(400, 200), mode="RGB"):
 
 @pytest.fixture
 def rendered(tmp_path):
-    """Save, process, open again: `rendered(image, "PNG", width=100, format="webp")`."""
+    """Save, process, open again: `rendered(image, "PNG", width=100, format="webp")`; JPEG without a format."""
 
     def render(image, form="PNG", *, save=None, raw=None, width=100, **options):
         source, output = tmp_path / "input", tmp_path / "output"
         output.mkdir(exist_ok=True)
         source.write_bytes(raw) if raw is not None else image.save(source, form, **(save or {}))
-        process(source, output, {"options": {"renditions": [{"name": "only", "width": width}], **options}})
+        only = {"renditions": [{"name": "only", "width": width}], "format": "jpeg"}
+        process(source, output, {"options": {**only, **options}})
         [made] = output.iterdir()
         return Image.open(made)
 
@@ -169,6 +170,7 @@ def test_damage_is_rejected_or_survived_and_nothing_else(rendered, tmp_path, dat
         ({"quality": True}, "quality: 1 to 95, got True"),
         ({"max_pixels": "all"}, "max_pixels"),
         ({"qualty": 80}, "unknown option 'qualty'"),
+        ({"renditions": [{"name": "a", "width": 9, "format": "webp"}]}, "a name and a width, got also format"),
     ],
     ids=str,
 )
