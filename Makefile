@@ -12,7 +12,8 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --speed $(SPEED)
 
 test: check  ## everything CI runs, under ten minutes on two cores
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -m "not story" --numprocesses 2 --dist loadfile
+	@.venv/bin/python -m pytest -m story
 
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .

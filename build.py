@@ -16,7 +16,7 @@ try:
 
     from ops.package import CannotPackage, package
     from ops.publish import CannotPublish, publish
-    from templates.settings import BadSettings, Settings
+    from templates.settings import BadSettings, Settings, must_name_a_bucket
     from templates.stacks import STACKS, rendered
 except ModuleNotFoundError as error:
     print(f"build.py: {error.name} is not installed for {sys.executable}; `make setup` installs it", file=sys.stderr)
@@ -114,8 +114,15 @@ def render(paths: Paths) -> None:
     click.echo(f"  python build.py{elsewhere} publish --bucket BUCKET")
 
 
+def _bucket(_: click.Context, __: click.Parameter, name: str) -> str:
+    try:
+        return must_name_a_bucket(name)
+    except ValueError as error:
+        raise Wrong(f"--bucket: {error}") from error
+
+
 @cli.command("publish")
-@click.option("--bucket", required=True, help="An S3 bucket of yours, in the region of the stack.")
+@click.option("--bucket", required=True, callback=_bucket, help="An S3 bucket of yours, in the region of the stack.")
 @out_option
 @click.pass_obj
 def publish_command(paths: Paths, bucket: str) -> None:
@@ -144,8 +151,9 @@ def publish_command(paths: Paths, bucket: str) -> None:
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Divides the times that AWS decides.")
 @click.option("--seed", type=int, help="The same seed is the same Spot market.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Where the API listens, on 127.0.0.1.")
+@click.option("--state", type=click.Path(file_okay=False), help="Keep state and logs here when it ends.")
 @click.pass_context
-def local(context: click.Context, speed: float | None, seed: int | None, port: int | None) -> None:
+def local(context: click.Context, speed: float | None, seed: int | None, port: int | None, state: str | None) -> None:
     """Keep a local cloud up until Ctrl-C.
 
     To see an hour of Spot in three minutes, always the same one:
@@ -155,7 +163,7 @@ def local(context: click.Context, speed: float | None, seed: int | None, port: i
     # Here and not above: the emulator takes a second to import, and only this command needs it.
     from localcloud import command  # noqa: PLC0415
 
-    given = {"--speed": speed, "--seed": seed, "--port": port}
+    given = {"--speed": speed, "--seed": seed, "--port": port, "--state": state}
     arguments = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     context.exit(command.main(arguments))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from localcloud import ec2, ecs, substrate
 from localcloud.control import Control
 from localcloud.formation import Resource
 from localcloud.wire import Service
-from localcloud.world import World
+from localcloud.world import REGION, World
 
 
 def furnish(world: World, control: Control) -> tuple[list[Service], dict[str, Resource]]:
@@ -53,18 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="where the API answers on 127.0.0.1 (default: a free one)")
     parser.add_argument("--speed", type=float, default=1.0, help="how many times faster AWS's own times pass")
     parser.add_argument("--seed", type=int, default=0, help="of the market and all other chance")
-    parser.add_argument("--state", type=Path, help="folder for the state (default: a fresh one)")
+    parser.add_argument("--state", type=Path, help="folder for state and logs (default: one that goes when it ends)")
     options = parser.parse_args(arguments)
     endpoint = f"http://127.0.0.1:{options.port or free_port()}"
-    state = options.state.resolve() if options.state else Path(tempfile.mkdtemp(prefix="spindrift-local-"))
-    sys.stdout.write(
-        f"export AWS_ENDPOINT_URL={endpoint}\n"
-        f"export AWS_ACCESS_KEY_ID={substrate.OPERATOR_KEY} AWS_SECRET_ACCESS_KEY={substrate.OPERATOR_KEY}\n"
-        f"export AWS_DEFAULT_REGION=us-east-1\n"
-        f"# state and logs: {state}\n# Ctrl-C ends it\n"
-    )
-    sys.stdout.flush()
-    asyncio.run(serve(World(state=state, endpoint=endpoint, speed=options.speed, seed=options.seed)))
+    with contextlib.ExitStack() as stack:
+        state = options.state or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spindrift-local-")))
+        sys.stdout.write(
+            f"export AWS_ENDPOINT_URL={endpoint}\n"
+            f"export AWS_ACCESS_KEY_ID={substrate.OPERATOR_KEY} AWS_SECRET_ACCESS_KEY={substrate.OPERATOR_KEY}\n"
+            f"export AWS_DEFAULT_REGION={REGION}\n"
+            f"# state and logs: {state}\n# the worker's image is gpu-worker:local; Ctrl-C ends it\n"
+        )
+        sys.stdout.flush()
+        asyncio.run(serve(World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed)))
     return 0
 
 

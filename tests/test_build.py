@@ -159,10 +159,17 @@ def test_without_the_packages_it_says_what_installs_them():
 
 
 def test_publish_before_render_says_what_comes_first(tmp_path):
-    done = run("publish", "--bucket", "b", "--out", tmp_path)
+    done = run("publish", "--bucket", "assets", "--out", tmp_path)
 
     assert done.returncode == 2
     assert "run `python build.py` first" in done.stderr
+
+
+def test_a_bucket_name_that_s3_would_refuse_is_refused_before_anybody_is_asked(built):
+    done = run("publish", "--bucket", "My_Bucket", "--out", built[0])
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("--bucket: 'My_Bucket': S3 wants lower-case letters")
 
 
 @pytest.fixture
