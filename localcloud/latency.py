@@ -64,17 +64,14 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
     for number in range(400):
         s3.put_object(Bucket=outputs["UploadsBucket"], Key=f"backlog/{number}", Body=b"x")
     dice = random.Random(options.seed)  # noqa: S311
+    struck = frozenset[str]()
     for _ in range(options.rounds):
-        fleet = _until(
-            console,
-            "a whole fleet",
-            window,
-            lambda scene: scene.spot_joined == scene.spot_requested == scene.tasks_running > 1,
-        )
-        for instance in sorted(fleet.pools):
+        fleet = _until(console, "a whole new fleet", window, _whole_without(struck))
+        struck = frozenset(fleet.pools)
+        for instance in sorted(struck):
             cloud.remote.do("market/reclaim", instance=instance)
             time.sleep(dice.uniform(0.5, 3.5))
-        _until(console, "new instances", window, _without(fleet))
+    time.sleep(5)
     diary = cloud.remote.do("diary")
     reactions = reaction_seconds(diary)
     return {
@@ -86,8 +83,8 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
     }
 
 
-def _without(old: Scene) -> Callable[[Scene], bool]:
-    return lambda scene: not set(old.pools) & set(scene.pools)
+def _whole_without(struck: frozenset[str]) -> Callable[[Scene], bool]:
+    return lambda scene: scene.spot_joined == scene.spot_requested > 1 and not struck & set(scene.pools)
 
 
 def _upload_to_launch(cloud: Laptop, outputs: dict[str, str], key: str) -> float:

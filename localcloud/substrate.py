@@ -25,6 +25,7 @@ from botocore.config import Config
 
 from localcloud import ledger, wire
 from localcloud.control import Control
+from localcloud.throttle import Throttle
 from localcloud.world import ACCOUNT, REGION, World
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def install(
     """Put our services before ministack's of the same name, our resources among its own, and make it as hard as AWS."""
     from localcloud import corrections, deliveries, functions
 
-    _install_services(services)
+    _install_services(services, Throttle(world, control))
     _install_resources(resources)
     corrections.install(world)
     _install_ledger(ours=resources)
@@ -92,14 +93,14 @@ def install(
     control.offer("iam/session", session)
 
 
-def _install_services(services: Sequence[wire.Service]) -> None:
+def _install_services(services: Sequence[wire.Service], throttle: Throttle) -> None:
     from ministack import app
     from ministack.core import iam_actions
 
     ours = {service.name: service for service in services}
     theirs = dict(app.SERVICE_HANDLERS)
     for name, service in ours.items():
-        app.SERVICE_HANDLERS[name] = _handler(service, theirs.get(name) if name == "ec2" else None)
+        app.SERVICE_HANDLERS[name] = _handler(service, theirs.get(name) if name == "ec2" else None, throttle)
 
     extract = iam_actions.extract_iam_action
 
@@ -208,7 +209,7 @@ def operator(service: str) -> Any:
 _clients = threading.local()
 
 
-def _handler(service: wire.Service, fallback: Any) -> Callable[..., Awaitable[Reply]]:
+def _handler(service: wire.Service, fallback: Any, throttle: Throttle) -> Callable[..., Awaitable[Reply]]:
     async def handle(method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]) -> Reply:
         operation = wire.operation_of(headers, body)
         if not service.plays(operation):
@@ -217,13 +218,18 @@ def _handler(service: wire.Service, fallback: Any) -> Callable[..., Awaitable[Re
                 return reply
             unplayed = wire.Fault("NotPlayed", f"the local cloud does not play {service.name}:{operation}")
             return wire.answer_of(service.name, operation, unplayed)
-        return await asyncio.to_thread(_answer, service, operation, headers, body, query)
+        return await asyncio.to_thread(_answer, service, throttle, operation, headers, body, query)
 
     return handle
 
 
 def _answer(
-    service: wire.Service, operation: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
+    service: wire.Service,
+    throttle: Throttle,
+    operation: str,
+    headers: dict[str, str],
+    body: bytes,
+    query: dict[str, Any],
 ) -> Reply:
     from ministack.core.iam_evaluator import request_caller_arn
 
@@ -231,6 +237,7 @@ def _answer(
         params = wire.params_of(service.name, operation, headers, body)
         call = wire.Call(operation, params, request_caller_arn(headers, query))
         _authorize(service, call, headers, query)
+        throttle.check(service.name, call)
         return wire.answer_of(service.name, operation, service.answer(call))
     except wire.Fault as fault:
         return wire.answer_of(service.name, operation, fault)
@@ -256,8 +263,8 @@ def _authorize(service: wire.Service, call: wire.Call, headers: dict[str, str], 
 def session(role_arn: str, name: str, seconds: float = 3600) -> dict[str, str]:
     """Temporary credentials of a role, as AWS itself hands them to an instance or a task.
 
-    Keys: AccessKeyId, SecretAccessKey, Token, Expiration (ISO-8601). The trust policy is the caller's to check
-    with `trusts`.
+    Keys: AccessKeyId, SecretAccessKey, Token, Expiration (ISO-8601). Whether the role's trust policy lets
+    the service have it is the caller's to check.
     """
     from ministack.services import sts
 
