@@ -78,7 +78,11 @@ def test_a_process_without_an_answer_never_counts_as_done(returncode, code, said
         ("failed", {"state": "FAILED"}, Drop()),
         ("at work elsewhere", {"lease_until": NOON.timestamp() + 9.0}, Hide(timedelta(seconds=10))),
         ("its lease ended just now", {"lease_until": NOON.timestamp() - 5.0}, Hide(timedelta(seconds=1))),
-        ("at work for long: looked at again soon", {"lease_until": NOON.timestamp() + 9e5}, Hide(timedelta(seconds=15))),
+        (
+            "at work for long: looked at again soon",
+            {"lease_until": NOON.timestamp() + 9e5},
+            Hide(timedelta(seconds=15)),
+        ),
         ("released just now", {"state": "QUEUED"}, Hide(timedelta(seconds=1))),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
