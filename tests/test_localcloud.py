@@ -450,8 +450,11 @@ def test_a_function_killed_in_mid_batch_gets_the_batch_again(stack: Stack) -> No
     assert stack.cloud.remote.do("lambda/kill", function=function) > 0
     assert stack.handled("slow but sure") is None
     eventually(lambda: stack.handled("slow but sure"), within=15, what="the batch came again and was handled")
+
+
+def test_only_a_running_function_can_be_killed(stack: Stack) -> None:
     with pytest.raises(Refused, match="no invocation"):
-        stack.cloud.remote.do("lambda/kill", function=function)
+        stack.cloud.remote.do("lambda/kill", function="nobody")
 
 
 def test_a_function_has_boto3_and_nothing_else_of_the_laptop(stack: Stack) -> None:
