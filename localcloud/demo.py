@@ -151,6 +151,8 @@ def _watch(cloud: Laptop, outputs: Mapping[str, str], files: Sequence[Upload], c
             if blows and finished >= blows[0].at_share * len(files) and (words := blows[0].strike(scene, cloud.remote)):
                 del blows[0]
                 told.append(f"[red]{seconds:5.0f} s  {words}[/]")
+                if not console.is_terminal:
+                    console.print(told[-1])
             diary = cloud.remote.do("diary")
             notices = sum(entry["what"] == "notice" for entry in diary)
             story = sorted([*told, *_story(diary, began)])
@@ -235,7 +237,7 @@ def _table(summary: Mapping[str, Any]) -> Table:
         if name == "unproved":
             continue
         shown = "  ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row({"cost": "cost, US$"}.get(name, name.replace("_", " ")), shown)
     return table
 
 
