@@ -24,7 +24,7 @@ from localcloud.bill import bill
 from localcloud.control import Refused, Remote
 from localcloud.laptop import PROJECT, DidNotWork, Laptop, laptop
 from localcloud.proof import Proof, prove
-from localcloud.scene import Scene, Window, line, picture
+from localcloud.scene import Line, Scene, Window, line, picture
 from localcloud.uploads import Upload, uploads
 from localcloud.world import ZONES
 
@@ -142,7 +142,7 @@ def _upload(cloud: Laptop, bucket: str, files: Iterable[Upload]) -> None:
 def _watch(cloud: Laptop, outputs: Mapping[str, str], files: Sequence[Upload], console: Console, began: float) -> Run:
     """Look each second, strike when it is time, until the work is done and everything is back at zero."""
     window = Window(outputs, cloud.client, STACK)
-    blows, scenes, told = list(BLOWS), list[Scene](), list[str]()
+    blows, scenes, told = list(BLOWS), list[Scene](), list[Line]()
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while (seconds := time.monotonic() - began) < PATIENCE_SECONDS:
             scene = window.look()
@@ -150,13 +150,13 @@ def _watch(cloud: Laptop, outputs: Mapping[str, str], files: Sequence[Upload], c
             finished = scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
             if blows and finished >= blows[0].at_share * len(files) and (words := blows[0].strike(scene, cloud.remote)):
                 del blows[0]
-                told.append(f"[red]{seconds:5.0f} s  {words}[/]")
+                told.append((seconds, f"[red]{words}[/]"))
                 if not console.is_terminal:
-                    console.print(told[-1])
+                    console.print(f"{seconds:5.0f} s  {words}")
             diary = cloud.remote.do("diary")
             notices = sum(entry["what"] == "notice" for entry in diary)
-            story = sorted([*told, *_story(diary, began)])
             if console.is_terminal:
+                story = sorted([*told, *_story(diary, began)])
                 live.update(picture(scene, len(files), notices, seconds, story), refresh=True)
             elif int(seconds) % 5 == 0:
                 console.print(line(scene, len(files), notices, seconds))
@@ -170,19 +170,21 @@ SAID = {
     "notice": "{subject} has notice",
     "draining": "{subject} is DRAINING",
     "reclaimed without notice": "{subject} is gone",
-    "spot target": "Spot target is now {target} units",
-    "group desired": "On-Demand group is now {desired} instances",
+    "spot target": "units asked of Spot: {target}",
+    "group desired": "instances asked of the On-Demand group: {desired}",
 }
+"""The diary's turning points, in words."""
 
 
-def _story(diary: Iterable[Mapping[str, Any]], began: float) -> list[str]:
-    """The diary's turning points as lines a person reads, stamped with the run's seconds."""
+def _story(diary: Iterable[Mapping[str, Any]], began: float) -> list[Line]:
+    """The turning points since the run began, by its seconds."""
     start = datetime.now(UTC).timestamp() - (time.monotonic() - began)
-    return [
-        f"{datetime.fromisoformat(entry['at']).timestamp() - start:5.0f} s  {SAID[entry['what']].format(**entry)}"
+    lines = [
+        (datetime.fromisoformat(entry["at"]).timestamp() - start, SAID[entry["what"]].format(**entry))
         for entry in diary
-        if entry["what"] in SAID and datetime.fromisoformat(entry["at"]).timestamp() >= start
+        if entry["what"] in SAID
     ]
+    return [(seconds, words) for seconds, words in lines if seconds >= 0]
 
 
 def reaction_seconds(diary: Iterable[Mapping[str, Any]]) -> list[float]:

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 Client = Callable[[str], Any]
+Line = tuple[float, str]
+"""Something that happened: the second of the run, and words with rich's markup."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ class Window:
         return {line["ec2InstanceId"]: line["status"] for line in described["containerInstances"]}
 
 
-def picture(scene: Scene, uploaded: int, notices: int, seconds: float, story: list[str]) -> RenderableType:
+def picture(scene: Scene, uploaded: int, notices: int, seconds: float, story: list[Line]) -> RenderableType:
     """The scene for the terminal: how far the work is, what runs it, and the latest that happened."""
     done = scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
     facts = Table.grid(padding=(0, 3))
@@ -145,7 +147,7 @@ def picture(scene: Scene, uploaded: int, notices: int, seconds: float, story: li
     clock = Text(f"{seconds:5.0f} s")
     bar = ProgressBar(total=max(uploaded, 1), completed=done, width=70)
     return Group(
-        facts, Table.grid(padding=(0, 1)), _beside(clock, bar), *(Text.from_markup(line) for line in story[-7:])
+        facts, Text(), _beside(clock, bar), *(Text.from_markup(f"{at:5.0f} s  {words}") for at, words in story[-9:])
     )
 
 

@@ -154,6 +154,14 @@ def refused(call: Any, **params: Any) -> str:
     return str(error.value.response["Error"]["Code"])
 
 
+def refused_or_none(call: Any, **params: Any) -> str | None:
+    try:
+        call(**params)
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return None
+
+
 def test_an_instance_joins_with_its_gpus_and_attributes(cluster, ecs):
     arn = cluster.boot("i-1", gpus=4)
 
@@ -401,6 +409,27 @@ def test_conditions_see_the_cluster_and_resources_are_exact(cluster, cloud):
     other = {"cluster": "other", "containerInstances": ["x"], "status": "DRAINING"}
     assert refused(drainer.update_container_instances_state, **other) == "AccessDeniedException"
     assert refused(drainer.describe_clusters, clusters=["jobs"]) == "AccessDeniedException"
+
+
+def test_actors_are_throttled_now_and_then_and_the_operator_is_not(cluster, cloud):
+    import boto3
+    from botocore.config import Config
+
+    cluster.boot("i-17")
+    looker = role(cloud, "looker", "lambda.amazonaws.com", ["ecs:DescribeClusters"])
+    keys = cloud.remote.do("iam/session", role_arn=looker, name="looker")
+    session = boto3.Session(keys["AccessKeyId"], keys["SecretAccessKey"], keys["Token"], region_name="us-east-1")
+    once = session.client("ecs", endpoint_url=cloud.endpoint, config=Config(retries={"total_max_attempts": 1}))
+    patient = session.client("ecs", endpoint_url=cloud.endpoint, config=Config(retries={"total_max_attempts": 10}))
+
+    usual = cloud.remote.do("chaos/throttle", rate=0.5)
+    try:
+        answers = {refused_or_none(once.describe_clusters, clusters=["jobs"]) for _ in range(40)}
+        assert answers == {None, "ThrottlingException"}
+        assert patient.describe_clusters(clusters=["jobs"])["clusters"]
+        assert {refused_or_none(cloud.client("ecs").describe_clusters, clusters=["jobs"]) for _ in range(20)} == {None}
+    finally:
+        cloud.remote.do("chaos/throttle", rate=usual)
 
 
 def test_output_reaches_cloudwatch_logs_by_the_instance_role(cluster, cloud, ecs):
