@@ -33,14 +33,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def serve(world: World) -> None:
-    """Run the cloud until SIGTERM or SIGINT."""
+async def serve(world: World, *, leash: bool = False) -> None:
+    """Run the cloud until SIGTERM or SIGINT; on a leash, also until standard input ends."""
     substrate.prepare(world)
     control = Control(world)
     substrate.install(world, control, *furnish(world, control))
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    if leash:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
     world.start()
     try:
         await substrate.serve(world, control.answer, stop)
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speed", type=float, default=1.0, help="how many times faster AWS's own times pass")
     parser.add_argument("--seed", type=int, default=0, help="of the market and all other chance")
     parser.add_argument("--state", type=Path, help="folder for state and logs (default: one that goes when it ends)")
+    # Whoever starts the cloud as a child holds the other end: however it dies, the cloud goes with it.
+    parser.add_argument("--leash", action="store_true", help="end when standard input does")
     options = parser.parse_args(arguments)
     endpoint = f"http://127.0.0.1:{options.port or free_port()}"
     with contextlib.ExitStack() as stack:
@@ -66,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"# state and logs: {state}\n# the worker's image is gpu-worker:local; Ctrl-C ends it\n"
         )
         sys.stdout.flush()
-        asyncio.run(serve(World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed)))
+        world = World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed)
+        asyncio.run(serve(world, leash=options.leash))
     return 0
 
 

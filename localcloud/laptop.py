@@ -115,10 +115,12 @@ def laptop(state: Path, *, speed: float = 1.0, seed: int = 0) -> Iterator[Laptop
     """Start a local cloud with its state under `state`, and end it with everything it started."""
     state.mkdir(parents=True, exist_ok=True)
     endpoint = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "localcloud.command", "--port", endpoint.rsplit(":", 1)[1]]
+    command = [sys.executable, "-m", "localcloud.command", "--leash", "--port", endpoint.rsplit(":", 1)[1]]
     command += ["--speed", str(speed), "--seed", str(seed), "--state", str(state)]
     with (state / "cloud.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             _wait_until_it_answers(endpoint, process, state)
             yield Laptop(endpoint, state, process)
@@ -129,6 +131,8 @@ def laptop(state: Path, *, speed: float = 1.0, seed: int = 0) -> Iterator[Laptop
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _wait_until_it_answers(endpoint: str, process: subprocess.Popen[bytes], state: Path) -> None:

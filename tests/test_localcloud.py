@@ -1,6 +1,7 @@
 """The emulator as pinned, with our corrections: what the product relies on, and what AWS would refuse."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -547,3 +548,25 @@ def test_the_product_does_not_know_the_local_cloud() -> None:
     ]
     assert files
     assert [str(file) for file in files if "localcloud" in file.read_text()] == []
+
+
+def test_the_cloud_goes_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
+    """A demo whose terminal was closed leaves nothing running."""
+    code = (
+        "import time; from pathlib import Path; from localcloud.laptop import laptop\n"
+        f"with laptop(Path({str(tmp_path)!r})) as cloud: print(cloud.process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        cloud = int(starter.stdout.readline())
+        starter.kill()
+
+    def gone() -> bool:
+        try:
+            os.kill(cloud, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{cloud}/stat")
+        return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+    eventually(gone, within=20, what="the cloud ended too")
