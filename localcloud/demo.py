@@ -147,8 +147,8 @@ def _watch(cloud: Laptop, outputs: Mapping[str, str], files: Sequence[Upload], c
         while (seconds := time.monotonic() - began) < PATIENCE_SECONDS:
             scene = window.look()
             scenes.append(scene)
-            finished = scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
-            if blows and finished >= blows[0].at_share * len(files) and (words := blows[0].strike(scene, cloud.remote)):
+            due = bool(blows) and scene.finished >= blows[0].at_share * len(files)
+            if due and (words := blows[0].strike(scene, cloud.remote)):
                 del blows[0]
                 told.append((seconds, f"[red]{words}[/]"))
                 if not console.is_terminal:
@@ -160,7 +160,7 @@ def _watch(cloud: Laptop, outputs: Mapping[str, str], files: Sequence[Upload], c
                 live.update(picture(scene, len(files), notices, seconds, story), refresh=True)
             elif int(seconds) % 5 == 0:
                 console.print(line(scene, len(files), notices, seconds))
-            if finished >= len(files) and scene.at_zero:
+            if scene.finished >= len(files) and scene.at_zero:
                 break
             time.sleep(LOOK_SECONDS)
     return Run(scenes, time.monotonic() - began, len(BLOWS) - len(blows))

@@ -85,7 +85,8 @@ class Laptop:
 
     def deploy(self, build: Path, stack: str, **parameters: str) -> dict[str, str]:
         """Publish the assets, deploy `build/cluster.json`, return the stack's outputs. Raises DidNotWork."""
-        self.aws("s3", "mb", f"s3://{ASSETS_BUCKET}") if not self._has_bucket() else None
+        if not self._has_bucket():
+            self.aws("s3", "mb", f"s3://{ASSETS_BUCKET}")
         self.run(sys.executable, "build.py", "publish", "--bucket", ASSETS_BUCKET, "--out", build)
         chosen: Mapping[str, str] = {"AssetsBucket": ASSETS_BUCKET, "WorkerImage": WORKER_IMAGE, **parameters}
         cloudformation = self.client("cloudformation")

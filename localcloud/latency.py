@@ -19,6 +19,8 @@ from localcloud.demo import STACK, reaction_seconds, spread
 from localcloud.laptop import PROJECT, DidNotWork, Laptop, laptop
 from localcloud.scene import Scene, Window
 
+TARGET_SECONDS = 5
+"""Of an upload's launch call, and of the slowest notice (design, "Numbers to beat"); the median has two."""
 IDLE_IMAGE = "idle:local"
 IDLE = ["python", "-c", "import signal; signal.sigwait({signal.SIGTERM})"]
 """A worker that takes no job: a laptop's two cores must measure the product, not sixteen machines' image work."""
@@ -44,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (home / "summary.json").write_text(json.dumps(figures, indent=2) + "\n")
     console.print_json(data=figures)
     drained = figures["notice_to_draining_seconds"]
-    met = figures["upload_to_launch_seconds"]["max"] < 5 and drained["p50"] < 2 and drained["p99"] < 5
+    met = (
+        figures["upload_to_launch_seconds"]["max"] < TARGET_SECONDS
+        and figures["drained"] == figures["notices"]
+        and drained["p50"] < 2
+        and drained["p99"] < TARGET_SECONDS
+    )
     return 0 if met else 1
 
 
@@ -71,7 +78,7 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
         for instance in sorted(struck):
             cloud.remote.do("market/reclaim", instance=instance)
             time.sleep(dice.uniform(0.5, 3.5))
-    time.sleep(5)
+    time.sleep(TARGET_SECONDS)  # the last notice has until the target to be heard
     diary = cloud.remote.do("diary")
     reactions = reaction_seconds(diary)
     return {

@@ -39,6 +39,11 @@ class Scene:
     """Pool (type/zone) by id of each running Spot instance."""
 
     @property
+    def finished(self) -> int:
+        """Jobs that are SUCCEEDED or FAILED."""
+        return self.jobs.get("SUCCEEDED", 0) + self.jobs.get("FAILED", 0)
+
+    @property
     def at_zero(self) -> bool:
         """Nothing waits, nothing runs, nothing is asked for."""
         return not any(
@@ -118,23 +123,18 @@ class Window:
 
     def _container_instances(self) -> dict[str, str]:
         ecs, cluster = self._clients["ecs"], self._outputs["ClusterName"]
-        arns = [
-            arn
-            for page in ecs.get_paginator("list_container_instances").paginate(cluster=cluster)
-            for arn in page["containerInstanceArns"]
-        ]
-        if not arns:
-            return {}
-        described = ecs.describe_container_instances(cluster=cluster, containerInstances=arns[:100])
-        return {line["ec2InstanceId"]: line["status"] for line in described["containerInstances"]}
+        pages = ecs.get_paginator("list_container_instances").paginate(cluster=cluster)
+        # A page holds what one description takes: a hundred.
+        listed = [arns for page in pages if (arns := page["containerInstanceArns"])]
+        described = [ecs.describe_container_instances(cluster=cluster, containerInstances=arns) for arns in listed]
+        return {line["ec2InstanceId"]: line["status"] for reply in described for line in reply["containerInstances"]}
 
 
 def picture(scene: Scene, uploaded: int, notices: int, seconds: float, story: list[Line]) -> RenderableType:
     """The scene for the terminal: how far the work is, what runs it, and the latest that happened."""
-    done = scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
     facts = Table.grid(padding=(0, 3))
     facts.add_row(
-        f"[bold]{done}[/]/{uploaded} jobs done",
+        f"[bold]{scene.finished}[/]/{uploaded} jobs done",
         f"queue [bold]{scene.waiting}[/] waiting, [bold]{scene.in_flight}[/] in flight",
         f"tasks [bold]{scene.tasks_running}[/]/{scene.tasks_wanted}",
     )
@@ -145,7 +145,7 @@ def picture(scene: Scene, uploaded: int, notices: int, seconds: float, story: li
         f"notices [bold red]{notices}[/]   draining [bold]{scene.draining}[/]",
     )
     clock = Text(f"{seconds:5.0f} s")
-    bar = ProgressBar(total=max(uploaded, 1), completed=done, width=70)
+    bar = ProgressBar(total=max(uploaded, 1), completed=scene.finished, width=70)
     return Group(
         facts, Text(), _beside(clock, bar), *(Text.from_markup(f"{at:5.0f} s  {words}") for at, words in story[-9:])
     )
@@ -159,9 +159,8 @@ def _beside(*parts: RenderableType) -> Table:
 
 def line(scene: Scene, uploaded: int, notices: int, seconds: float) -> str:
     """The scene for a log: one line."""
-    done = scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
     return (
-        f"{seconds:5.0f} s  jobs {done}/{uploaded}  queue {scene.waiting}+{scene.in_flight}  "
+        f"{seconds:5.0f} s  jobs {scene.finished}/{uploaded}  queue {scene.waiting}+{scene.in_flight}  "
         f"tasks {scene.tasks_running}/{scene.tasks_wanted}  "
         f"spot {scene.spot_joined}/{scene.spot_running}/{scene.spot_requested} (joined/running/requested)  "
         f"on-demand {scene.on_demand_joined}/{scene.on_demand_running}  notices {notices}  draining {scene.draining}"

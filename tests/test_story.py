@@ -61,7 +61,7 @@ class Story:
         raise AssertionError(f"waited {seconds} s for {what}; last seen {scene}")
 
     def until_done(self) -> None:
-        self.until(lambda scene: _finished(scene) >= self.proved + len(self.files), "every job finished")
+        self.until(lambda scene: scene.finished >= self.proved + len(self.files), "every job finished")
 
     def until_zero(self) -> None:
         self.until(lambda scene: scene.at_zero, "nothing left running", 120)
@@ -88,10 +88,6 @@ class Story:
         assert proof.double == ()
         self.proved += len(self.files)
         self.files.clear()
-
-
-def _finished(scene: Scene) -> int:
-    return scene.jobs.get("SUCCEEDED", 0) + scene.jobs.get("FAILED", 0)
 
 
 @pytest.fixture(scope="module")
