@@ -3,10 +3,10 @@ PYTHON ?= python3
 SEED ?= 7
 SPEED ?= 4
 
-.PHONY: help demo test check setup latency lock clean
+.PHONY: help demo test check setup latency bench-build lock clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --speed $(SPEED)
@@ -18,12 +18,19 @@ test: check  ## everything CI runs, under ten minutes on two cores
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
-	@.venv/bin/mypy build.py templates ops lambdas agent ecs-tasks/gpu-worker/gpu_worker localcloud
+	@.venv/bin/mypy build.py templates ops lambdas agent ecs-tasks/gpu-worker/gpu_worker localcloud judges
 
 latency: setup  ## notice to DRAINING and upload to launch, at real time
 	@.venv/bin/python -m localcloud.latency
 
-setup: .venv/.done .venv-aws/.done .agent-site/.done  ## the environments, from pinned requirements
+bench-build: setup bench/cdk/node_modules/.done  ## python build.py beside cdk synth (needs Node.js): build/bench/build.json
+	@.venv/bin/python bench/build.py
+
+bench/cdk/node_modules/.done: bench/cdk/package-lock.json
+	@cd bench/cdk && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the environments, from pinned requirements
 
 .venv/.done: requirements/main.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -41,6 +48,12 @@ setup: .venv/.done .venv-aws/.done .agent-site/.done  ## the environments, from 
 	@.venv-aws/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/aws.txt
 	@touch $@
 
+.venv-judges/.done: requirements/judges.txt .venv/.done
+	@echo "setting up .venv-judges (checkov, parliament)"
+	@rm -rf .venv-judges && $(PYTHON) -m venv .venv-judges
+	@.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/judges.txt
+	@touch $@
+
 # The agent's packages for Amazon Linux 2023's Python 3.9, pure Python only: they travel inside agent.pyz.
 .agent-site/.done: requirements/agent.txt .venv/.done
 	@rm -rf .agent-site
@@ -51,7 +64,8 @@ setup: .venv/.done .venv-aws/.done .agent-site/.done  ## the environments, from 
 lock:  ## compile requirements/*.in to pinned, hashed *.txt (needs uv)
 	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/main.in -o requirements/main.txt
 	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/aws.in -o requirements/aws.txt
+	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/judges.in -o requirements/judges.txt
 	uv pip compile -q --generate-hashes --python-version 3.9 --no-header --no-annotate requirements/agent.in -o requirements/agent.txt
 
 clean:  ## remove what was built and set up
-	rm -rf build .venv .venv-aws .agent-site
+	rm -rf build .venv .venv-aws .venv-judges .agent-site

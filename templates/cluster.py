@@ -1,4 +1,4 @@
-"""The ECS cluster and its one service: tasks with a GPU each, ready to lose their host."""
+"""The ECS cluster and a service for each queue: tasks with a GPU each, ready to lose their host."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from troposphere import GetAtt, Ref, Sub, Template, ecs, logs
+from troposphere import GetAtt, Ref, Sub, Template, ecs, iam, logs
 
 from templates import policies
 from templates.data import Data
-from templates.settings import Settings
+from templates.files import Files
+from templates.settings import Queue, Settings
 from templates.tags import tags
 
 HOST_DIR = "/run/spindrift"
 """Where the agent leaves its notice for the workers beside it."""
 SCRATCH_DIR = "/tmp"  # noqa: S108 - a volume of the task's own, mounted there
-SERVICE_NAME = "${AWS::StackName}-workers"
-"""Chosen here, not by CloudFormation: the capacity Lambda knows it before the service exists (see `add_service`)."""
+SHARED_DIR = "/shared"
+"""Where the tasks find the file system that they share, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,22 @@ class Worker:
     """The resources that others refer to."""
 
     cluster: ecs.Cluster
-    task: ecs.TaskDefinition
+    tasks: dict[str, ecs.TaskDefinition]
+    """By name of queue, in the order of the settings."""
 
 
-def add(template: Template, settings: Settings, data: Data) -> Worker:
-    """The cluster and the task definition."""
+def service_name(queue: Queue) -> str:
+    """The name of a queue's service, for Fn::Sub. Chosen here, not by CloudFormation: the capacity Lambda knows it
+    before the service exists (see `add_services`).
+    """
+    return f"${{AWS::StackName}}-{queue.name}"
+
+
+def add(template: Template, settings: Settings, data: Data, files: Files | None) -> Worker:
+    """The cluster and the task definitions."""
     cluster = template.add_resource(ecs.Cluster("Cluster", Tags=tags(settings)))
     log_group = template.add_resource(
         logs.LogGroup("WorkerLogs", RetentionInDays=settings.logs.retention_days, Tags=tags(settings))
-    )
-    task_role = template.add_resource(
-        policies.role(
-            "WorkerRole",
-            "ecs-tasks.amazonaws.com",
-            tags(settings),
-            [
-                policies.take_jobs(data.jobs),
-                policies.send_messages(data.dead_letter),
-                policies.change_jobs(data.table),
-                *policies.read_uploads(data.uploads),
-                policies.store_results(data.results),
-                policies.open_and_seal(data.key),
-                policies.use_encrypted_table(data.key),
-                policies.protect_own_task(cluster),
-            ],
-        )
     )
     execution_role = template.add_resource(
         policies.role(
@@ -59,35 +51,79 @@ def add(template: Template, settings: Settings, data: Data) -> Worker:
             [*policies.pull_images(), policies.write_logs(log_group)],
         )
     )
-    task = template.add_resource(
-        ecs.TaskDefinition(
-            "WorkerTask",
-            ContainerDefinitions=[_container(settings, data, log_group)],
-            # Bridge, with a metadata hop limit of 1 (fleet.py): a container cannot reach its host's credentials.
-            NetworkMode="bridge",
-            RequiresCompatibilities=["EC2"],
-            TaskRoleArn=GetAtt(task_role, "Arn"),
-            ExecutionRoleArn=GetAtt(execution_role, "Arn"),
-            Volumes=[
-                ecs.Volume(Name="host", Host=ecs.Host(SourcePath=HOST_DIR)),
-                # Without a source, Docker makes it for the task and removes it with the task.
-                ecs.Volume(Name="scratch", Host=ecs.Host()),
+    role = _worker_role(template, settings, data, cluster, files)
+    tasks = {
+        queue.name: template.add_resource(
+            ecs.TaskDefinition(
+                f"{queue.title}Task",
+                ContainerDefinitions=[_container(settings, queue, data, log_group)],
+                # Bridge, with a metadata hop limit of 1 (machines.py): a container cannot reach its host's credentials.
+                NetworkMode="bridge",
+                RequiresCompatibilities=["EC2"],
+                TaskRoleArn=GetAtt(role, "Arn"),
+                ExecutionRoleArn=GetAtt(execution_role, "Arn"),
+                Volumes=_volumes(files),
+                Tags=tags(settings),
+            )
+        )
+        for queue in settings.queues
+    }
+    return Worker(cluster, tasks)
+
+
+def _worker_role(
+    template: Template, settings: Settings, data: Data, cluster: ecs.Cluster, files: Files | None
+) -> iam.Role:
+    """One for the workers of all queues: they are the same program."""
+    jobs = data.jobs.values()
+    return template.add_resource(
+        policies.role(
+            "WorkerRole",
+            "ecs-tasks.amazonaws.com",
+            tags(settings),
+            [
+                policies.take_jobs(*jobs),
+                policies.send_messages(data.dead_letter),
+                policies.change_jobs(data.table),
+                *([policies.create_jobs(data.table)] if settings.uploads.ingest == "direct" else []),
+                *policies.read_uploads(data.uploads),
+                *([policies.delete_uploads(data.uploads)] if settings.uploads.delete_after_success else []),
+                policies.store_results(data.results),
+                *policies.open_and_seal(data.key),
+                *policies.use_encrypted_table(data.key),
+                policies.protect_own_task(cluster),
+                *([policies.mount_files(files.file_system, files.access_point)] if files else []),
             ],
-            Tags=tags(settings),
         )
     )
-    return Worker(cluster, task)
 
 
-def _container(settings: Settings, data: Data, log_group: logs.LogGroup) -> ecs.ContainerDefinition:
+def _volumes(files: Files | None) -> list[ecs.Volume]:
+    volumes = [
+        ecs.Volume(Name="host", Host=ecs.Host(SourcePath=HOST_DIR)),
+        # Without a source, Docker makes it for the task and removes it with the task.
+        ecs.Volume(Name="scratch", Host=ecs.Host()),
+    ]
+    if files:
+        shared = ecs.EFSVolumeConfiguration(
+            FilesystemId=Ref(files.file_system),
+            TransitEncryption="ENABLED",
+            AuthorizationConfig=ecs.AuthorizationConfig(AccessPointId=Ref(files.access_point), IAM="ENABLED"),
+        )
+        volumes.append(ecs.Volume(Name="shared", EFSVolumeConfiguration=shared))
+    return volumes
+
+
+def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.LogGroup) -> ecs.ContainerDefinition:
     worker = settings.worker
     environment: dict[str, Any] = {
-        "SPINDRIFT_QUEUE_URL": Ref(data.jobs),
+        "SPINDRIFT_QUEUE": queue.name,
+        "SPINDRIFT_QUEUE_URL": Ref(data.jobs[queue.name]),
         "SPINDRIFT_DEAD_LETTER_QUEUE_URL": Ref(data.dead_letter),
         "SPINDRIFT_JOBS_TABLE": Ref(data.table),
         "SPINDRIFT_RESULTS_BUCKET": Ref(data.results),
-        "SPINDRIFT_LEASE_SECONDS": str(settings.queue.lease_seconds),
-        "SPINDRIFT_MAX_FAILURES": str(settings.queue.max_failures),
+        "SPINDRIFT_LEASE_SECONDS": str(queue.lease_seconds),
+        "SPINDRIFT_MAX_FAILURES": str(queue.max_failures),
         "SPINDRIFT_STOP_TIMEOUT_SECONDS": str(worker.stop_timeout_seconds),
         "SPINDRIFT_PROCESSOR": worker.processor,
         "SPINDRIFT_OPTIONS": json.dumps(worker.options, sort_keys=True),
@@ -95,6 +131,15 @@ def _container(settings: Settings, data: Data, log_group: logs.LogGroup) -> ecs.
         # ECS on EC2 does not tell a bridge container its region.
         "AWS_DEFAULT_REGION": Ref("AWS::Region"),
     }
+    mounts = [
+        ecs.MountPoint(SourceVolume="host", ContainerPath=HOST_DIR, ReadOnly=True),
+        ecs.MountPoint(SourceVolume="scratch", ContainerPath=SCRATCH_DIR, ReadOnly=False),
+    ]
+    if settings.uploads.delete_after_success:
+        environment["SPINDRIFT_DELETE_UPLOADS"] = "1"
+    if worker.shared_files:
+        environment["SPINDRIFT_SHARED_DIR"] = SHARED_DIR
+        mounts.append(ecs.MountPoint(SourceVolume="shared", ContainerPath=SHARED_DIR, ReadOnly=False))
     return ecs.ContainerDefinition(
         Name="worker",
         Image=Ref("WorkerImage"),
@@ -103,10 +148,7 @@ def _container(settings: Settings, data: Data, log_group: logs.LogGroup) -> ecs.
         Memory=worker.memory_mib,
         ResourceRequirements=[ecs.ResourceRequirement(Type="GPU", Value="1")],
         Environment=[ecs.Environment(Name=name, Value=environment[name]) for name in sorted(environment)],
-        MountPoints=[
-            ecs.MountPoint(SourceVolume="host", ContainerPath=HOST_DIR, ReadOnly=True),
-            ecs.MountPoint(SourceVolume="scratch", ContainerPath=SCRATCH_DIR, ReadOnly=False),
-        ],
+        MountPoints=mounts,
         # An upload is hostile input: what breaks out of a decoder finds nothing to write to and nothing to become.
         ReadonlyRootFilesystem=True,
         LinuxParameters=ecs.LinuxParameters(InitProcessEnabled=True, Capabilities=ecs.KernelCapabilities(Drop=["ALL"])),
@@ -125,25 +167,41 @@ def _container(settings: Settings, data: Data, log_group: logs.LogGroup) -> ecs.
     )
 
 
-def add_service(template: Template, settings: Settings, worker: Worker, ready: list[str]) -> ecs.Service:
-    """The service, made last: `ready` are the titles by which the capacity Lambda hears the minute.
+def add_services(template: Template, settings: Settings, worker: Worker, ready: list[str]) -> list[ecs.Service]:
+    """A service for each queue, made last: `ready` are the titles by which the capacity Lambda hears the minute, and
+    those without which no task could start.
 
     Without DesiredCount a new service wants one task, and CloudFormation waits until it has it: with no instance, for
     hours. The Lambda's first pass sets it to what is needed, none. With DesiredCount, every change of the service
-    would stop the workers instead. See docs/decisions/0010-what-an-update-may-not-reset.md.
+    would stop the workers instead. See docs/decisions/0010-what-an-update-may-not-reset.md; and 0013 for why the
+    profile `groups`, where the Lambda does not set it, has no choice.
     """
-    return template.add_resource(
-        ecs.Service(
-            "WorkerService",
-            ServiceName=Sub(SERVICE_NAME),
-            Cluster=Ref(worker.cluster),
-            TaskDefinition=Ref(worker.task),
-            LaunchType="EC2",
-            # 0: a task on a draining instance is stopped at once, and does not wait for a replacement to run first.
-            DeploymentConfiguration=ecs.DeploymentConfiguration(MinimumHealthyPercent=0, MaximumPercent=200),
-            # Fill hosts one by one, so that others fall idle and can leave.
-            PlacementStrategies=[ecs.PlacementStrategy(Type="binpack", Field="memory")],
-            Tags=tags(settings),
-            DependsOn=ready,
+    desired = {"DesiredCount": 0} if settings.profile == "groups" else {}
+    return [
+        template.add_resource(
+            ecs.Service(
+                f"{queue.title}Service",
+                ServiceName=Sub(service_name(queue)),
+                Cluster=Ref(worker.cluster),
+                TaskDefinition=Ref(worker.tasks[queue.name]),
+                LaunchType="EC2",
+                # 0: a task on a draining instance is stopped at once, and does not wait for a replacement to run first.
+                DeploymentConfiguration=ecs.DeploymentConfiguration(MinimumHealthyPercent=0, MaximumPercent=200),
+                # Fill hosts one by one, so that others fall idle and can leave.
+                PlacementStrategies=[ecs.PlacementStrategy(Type="binpack", Field="memory")],
+                Tags=tags(settings),
+                DependsOn=ready,
+                **desired,
+                **_placement(queue),
+            )
         )
-    )
+        for queue in settings.queues
+    ]
+
+
+def _placement(queue: Queue) -> dict[str, Any]:
+    """Where the tasks may run: an instance says at its start what its metadata calls its life cycle (userdata.py)."""
+    if queue.placement == "any":
+        return {}
+    only = ecs.PlacementConstraint(Type="memberOf", Expression=f"attribute:lifecycle == {queue.placement}")
+    return {"PlacementConstraints": [only]}

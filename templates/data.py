@@ -7,7 +7,7 @@ from typing import Any
 
 from troposphere import AWSObject, GetAtt, Ref, Sub, Template, dynamodb, kms, s3, sns, sqs
 
-from templates.settings import Settings
+from templates.settings import Queue, Settings
 from templates.tags import tags
 
 TWO_WEEKS = 14 * 24 * 3600
@@ -23,12 +23,15 @@ CAPACITY_SECONDS = 30
 class Data:
     """The resources that others refer to."""
 
-    key: kms.Key
+    key: kms.Key | None
+    """None where AWS's own keys do."""
     uploads: s3.Bucket
     results: s3.Bucket
     table: dynamodb.Table
-    upload_events: sqs.Queue
-    jobs: sqs.Queue
+    upload_events: sqs.Queue | None
+    """None where S3 writes to the job queues itself."""
+    jobs: dict[str, sqs.Queue]
+    """By name of queue, in the order of the settings."""
     dead_letter: sqs.Queue
     notices: sqs.Queue
     notices_topic: sns.Topic
@@ -36,28 +39,20 @@ class Data:
 
 def add(template: Template, settings: Settings) -> Data:
     """Everything that outlives an instance."""
-    key = _key(template, settings)
-    upload_events = _queue_with_dead(
-        template, settings, key, "UploadEvents", visibility=6 * INGEST_SECONDS, receives=10
-    )
+    key = _key(template, settings) if settings.security.customer_key else None
     # Not six times the Lambda's timeout, as is usual against throttling (the event source's MaximumConcurrency keeps
     # that away): a notice whose Lambda died must be heard again within the two minutes that it is worth something.
     notices = _queue_with_dead(template, settings, key, "Notices", visibility=2 * CAPACITY_SECONDS, receives=5)
     dead_letter = _queue(template, settings, key, "DeadLetter", MessageRetentionPeriod=TWO_WEEKS)
     _keep(dead_letter)
-    jobs = _queue(
-        template,
-        settings,
-        key,
-        "Jobs",
-        VisibilityTimeout=settings.queue.lease_seconds,
-        MessageRetentionPeriod=TWO_WEEKS,
-        ReceiveMessageWaitTimeSeconds=20,
-        RedrivePolicy=sqs.RedrivePolicy(deadLetterTargetArn=GetAtt(dead_letter, "Arn"), maxReceiveCount=MOST_RECEIVES),
-    )
-    _keep(jobs)
-    uploads = _uploads(template, settings, key, upload_events)
-    results = _bucket(template, settings, key, "Results", settings.buckets.results)
+    jobs = {queue.name: _jobs(template, settings, key, queue, dead_letter) for queue in settings.queues}
+    upload_events = None
+    if settings.uploads.ingest == "lambda":
+        upload_events = _queue_with_dead(
+            template, settings, key, "UploadEvents", visibility=6 * INGEST_SECONDS, receives=10
+        )
+    uploads = _uploads(template, settings, key, _announced(settings, jobs, upload_events))
+    results = _bucket(template, settings, key, "Results")
     table = template.add_resource(
         dynamodb.Table(
             "JobsTable",
@@ -65,12 +60,13 @@ def add(template: Template, settings: Settings) -> Data:
             KeySchema=[dynamodb.KeySchema(AttributeName="job_id", KeyType="HASH")],
             BillingMode="PAY_PER_REQUEST",
             PointInTimeRecoverySpecification=dynamodb.PointInTimeRecoverySpecification(PointInTimeRecoveryEnabled=True),
-            SSESpecification=dynamodb.SSESpecification(
-                SSEEnabled=True, SSEType="KMS", KMSMasterKeyId=GetAtt(key, "Arn")
-            ),
             Tags=tags(settings),
         )
     )
+    if key:
+        table.SSESpecification = dynamodb.SSESpecification(
+            SSEEnabled=True, SSEType="KMS", KMSMasterKeyId=GetAtt(key, "Arn")
+        )
     _keep(table)
     topic = _notices_topic(template, settings, key, notices)
     return Data(key, uploads, results, table, upload_events, jobs, dead_letter, notices, topic)
@@ -83,7 +79,7 @@ def _key(template: Template, settings: Settings) -> kms.Key:
         statement = {
             "Effect": "Allow",
             "Principal": {"Service": services},
-            "Action": ["kms:Decrypt", "kms:GenerateDataKey*"],
+            "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
             "Resource": "*",
         }
         return {**statement, "Condition": condition} if condition else statement
@@ -109,6 +105,7 @@ def _key(template: Template, settings: Settings) -> kms.Key:
                     # These two are not documented to name their source to KMS; the policies of the queue and the
                     # topic, which do hear it, hold them to our own rules and alarms.
                     may_encrypt(["events.amazonaws.com", "cloudwatch.amazonaws.com"]),
+                    *([_auto_scaling_may_encrypt()] if settings.notify.scaling else []),
                 ],
             },
             Tags=tags(settings),
@@ -118,27 +115,60 @@ def _key(template: Template, settings: Settings) -> kms.Key:
     return key
 
 
+def _auto_scaling_may_encrypt() -> dict[str, Any]:
+    """Groups tell the operators' topic in the name of their service-linked role (SNS Developer Guide, "Managing Amazon
+    SNS encryption keys"); without this the stack could not be made, for Auto Scaling tries the topic first.
+
+    The role is named in a condition: as a principal it would have to exist before the account's first group does.
+    """
+    role = "role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling"
+    return {
+        "Effect": "Allow",
+        "Principal": {"AWS": "*"},
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": "*",
+        "Condition": {
+            "StringEquals": {"kms:CallerAccount": Ref("AWS::AccountId")},
+            "ArnEquals": {"aws:PrincipalArn": Sub(f"arn:${{AWS::Partition}}:iam::${{AWS::AccountId}}:{role}")},
+        },
+    }
+
+
 def _keep(resource: AWSObject) -> None:
     """Survive the stack's end and its own replacement: there is work or history in it."""
     resource.DeletionPolicy = "Retain"
     resource.UpdateReplacePolicy = "Retain"
 
 
-def _queue(template: Template, settings: Settings, key: kms.Key, title: str, **properties: Any) -> sqs.Queue:
-    return template.add_resource(
-        sqs.Queue(
-            title,
-            KmsMasterKeyId=GetAtt(key, "Arn"),
-            # A data key serves so long before SQS asks KMS again: 300 s would be 12 requests an hour for each caller.
-            KmsDataKeyReusePeriodSeconds=3600,
-            Tags=tags(settings),
-            **properties,
-        )
+def _queue(template: Template, settings: Settings, key: kms.Key | None, title: str, **properties: Any) -> sqs.Queue:
+    # A data key serves an hour before SQS asks KMS again: 300 s would be 12 requests an hour for each caller.
+    sealed = (
+        {"KmsMasterKeyId": GetAtt(key, "Arn"), "KmsDataKeyReusePeriodSeconds": 3600}
+        if key
+        else {"SqsManagedSseEnabled": True}
     )
+    return template.add_resource(sqs.Queue(title, Tags=tags(settings), **sealed, **properties))
+
+
+def _jobs(
+    template: Template, settings: Settings, key: kms.Key | None, queue: Queue, dead_letter: sqs.Queue
+) -> sqs.Queue:
+    jobs = _queue(
+        template,
+        settings,
+        key,
+        f"{queue.title}Jobs",
+        VisibilityTimeout=queue.lease_seconds,
+        MessageRetentionPeriod=TWO_WEEKS,
+        ReceiveMessageWaitTimeSeconds=20,
+        RedrivePolicy=sqs.RedrivePolicy(deadLetterTargetArn=GetAtt(dead_letter, "Arn"), maxReceiveCount=MOST_RECEIVES),
+    )
+    _keep(jobs)
+    return jobs
 
 
 def _queue_with_dead(
-    template: Template, settings: Settings, key: kms.Key, title: str, visibility: int, receives: int
+    template: Template, settings: Settings, key: kms.Key | None, title: str, visibility: int, receives: int
 ) -> sqs.Queue:
     """An event queue and the place for what its Lambda could not handle; nobody's work, so it goes with the stack."""
     dead = _queue(template, settings, key, f"{title}Dead", MessageRetentionPeriod=TWO_WEEKS)
@@ -163,47 +193,68 @@ def let_service_send(service: str, queue: sqs.Queue, **condition: Any) -> dict[s
     }
 
 
-def _uploads(template: Template, settings: Settings, key: kms.Key, events: sqs.Queue) -> s3.Bucket:
-    """The bucket that makes jobs. S3 tries the queue when the bucket is made, so the queue's policy comes first; and so
-    that policy can name the bucket only if its name is chosen. Otherwise it is any bucket of this account.
+def _announced(
+    settings: Settings, jobs: dict[str, sqs.Queue], upload_events: sqs.Queue | None
+) -> list[tuple[str, sqs.Queue]]:
+    """What S3 announces: the beginning of the keys, and the queue that hears of them."""
+    if upload_events is None:
+        return [(queue.prefix, jobs[queue.name]) for queue in settings.queues]
+    # S3 takes no filter within another; with more queues than one the ingest Lambda hears everything and chooses.
+    only = settings.queues[0].prefix if len(settings.queues) == 1 else ""
+    return [(only, upload_events)]
+
+
+def _uploads(
+    template: Template, settings: Settings, key: kms.Key | None, announced: list[tuple[str, sqs.Queue]]
+) -> s3.Bucket:
+    """The bucket that makes jobs. S3 tries the queues when the bucket is made, so their policies come first; those
+    cannot name a bucket whose name is not known yet, and let in S3 for any bucket of this account.
     """
-    name = settings.buckets.uploads
-    policy = template.add_resource(
-        sqs.QueuePolicy(
-            "UploadEventsPolicy",
-            Queues=[Ref(events)],
-            PolicyDocument={
-                "Version": "2012-10-17",
-                "Statement": [
-                    let_service_send(
-                        "s3.amazonaws.com",
-                        events,
-                        StringEquals={"aws:SourceAccount": Ref("AWS::AccountId")},
-                        ArnLike={"aws:SourceArn": Sub(f"arn:${{AWS::Partition}}:s3:::{name or '*'}")},
-                    )
-                ],
-            },
+    policies = [
+        template.add_resource(
+            sqs.QueuePolicy(
+                f"{queue.title}Policy",
+                Queues=[Ref(queue)],
+                PolicyDocument={
+                    "Version": "2012-10-17",
+                    "Statement": [
+                        let_service_send(
+                            "s3.amazonaws.com", queue, StringEquals={"aws:SourceAccount": Ref("AWS::AccountId")}
+                        )
+                    ],
+                },
+            )
         )
-    )
-    announce = s3.QueueConfigurations(Event="s3:ObjectCreated:*", Queue=GetAtt(events, "Arn"))
-    if settings.uploads.prefix:
-        rule = s3.Rules(Name="prefix", Value=settings.uploads.prefix)
-        announce.Filter = s3.Filter(S3Key=s3.S3Key(Rules=[rule]))
+        for _, queue in announced
+    ]
     return _bucket(
         template,
         settings,
         key,
         "Uploads",
-        name,
-        NotificationConfiguration=s3.NotificationConfiguration(QueueConfigurations=[announce]),
-        DependsOn=policy.title,
+        NotificationConfiguration=s3.NotificationConfiguration(
+            QueueConfigurations=[_announcement(prefix, queue) for prefix, queue in announced]
+        ),
+        DependsOn=[policy.title for policy in policies],
     )
 
 
-def _bucket(
-    template: Template, settings: Settings, key: kms.Key, title: str, name: str | None, **properties: Any
-) -> s3.Bucket:
-    """A private, versioned, encrypted bucket that only speaks TLS."""
+def _announcement(prefix: str, queue: sqs.Queue) -> s3.QueueConfigurations:
+    announcement = s3.QueueConfigurations(Event="s3:ObjectCreated:*", Queue=GetAtt(queue, "Arn"))
+    if prefix:
+        announcement.Filter = s3.Filter(S3Key=s3.S3Key(Rules=[s3.Rules(Name="prefix", Value=prefix)]))
+    return announcement
+
+
+def _bucket(template: Template, settings: Settings, key: kms.Key | None, title: str, **properties: Any) -> s3.Bucket:
+    """A private, versioned, encrypted bucket that only speaks TLS. CloudFormation names it: a name that was chosen
+    could only be changed by another bucket in its place.
+    """
+    sealed = (
+        s3.ServerSideEncryptionByDefault(SSEAlgorithm="aws:kms", KMSMasterKeyID=GetAtt(key, "Arn"))
+        if key
+        else s3.ServerSideEncryptionByDefault(SSEAlgorithm="AES256")
+    )
     bucket = template.add_resource(
         s3.Bucket(
             f"{title}Bucket",
@@ -211,10 +262,7 @@ def _bucket(
             BucketEncryption=s3.BucketEncryption(
                 ServerSideEncryptionConfiguration=[
                     s3.ServerSideEncryptionRule(
-                        BucketKeyEnabled=True,
-                        ServerSideEncryptionByDefault=s3.ServerSideEncryptionByDefault(
-                            SSEAlgorithm="aws:kms", KMSMasterKeyID=GetAtt(key, "Arn")
-                        ),
+                        ServerSideEncryptionByDefault=sealed, **({"BucketKeyEnabled": True} if key else {})
                     )
                 ]
             ),
@@ -231,7 +279,6 @@ def _bucket(
                 ]
             ),
             Tags=tags(settings),
-            **({"BucketName": name} if name else {}),
             **properties,
         )
     )
@@ -257,9 +304,11 @@ def _bucket(
     return bucket
 
 
-def _notices_topic(template: Template, settings: Settings, key: kms.Key, notices: sqs.Queue) -> sns.Topic:
+def _notices_topic(template: Template, settings: Settings, key: kms.Key | None, notices: sqs.Queue) -> sns.Topic:
     """Where instances say that they are being taken; it only leads to the notices queue."""
-    topic = template.add_resource(sns.Topic("NoticesTopic", KmsMasterKeyId=GetAtt(key, "Arn"), Tags=tags(settings)))
+    topic = template.add_resource(sns.Topic("NoticesTopic", Tags=tags(settings)))
+    if key:
+        topic.KmsMasterKeyId = GetAtt(key, "Arn")
     template.add_resource(
         sns.SubscriptionResource(
             "NoticesSubscription",

@@ -1,87 +1,62 @@
-"""The machines: a Spot Fleet over every type and zone, and an On-Demand group for when Spot is short.
+"""Profile `fleet`: a Spot Fleet over every type and zone, and an On-Demand group for when Spot is short.
 
-Both launch from one template. Neither is ever resized here: the capacity Lambda does that (see
-docs/decisions/0010-what-an-update-may-not-reset.md).
+The fleet's metrics need no switch: EC2 reports those of every Spot Fleet to CloudWatch (EC2 User Guide, "Monitor your
+EC2 Fleet or Spot Fleet using CloudWatch").
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from troposphere import GetAtt, Ref, Sub, Template, autoscaling, ec2, iam
+from troposphere import GetAtt, Ref, Sub, Template, ec2, sns
 
-from templates import policies, userdata
+from templates import machines, policies
 from templates.assets import Assets
-from templates.cluster import Worker
+from templates.cluster import Worker, service_name
 from templates.data import Data
 from templates.instance_types import INSTANCE_TYPES
+from templates.machines import Machines
 from templates.network import Network
-from templates.settings import STACK_TAG, Settings
+from templates.settings import Settings
 from templates.tags import tags
 
-
-@dataclass(frozen=True)
-class Fleet:
-    """The resources that others refer to."""
-
-    spot: ec2.SpotFleet
-    on_demand: autoscaling.AutoScalingGroup
+NOTES = ("spindrift:short-since", "spindrift:surplus")
+"""The tags in which the capacity Lambda keeps what AWS does not tell: it has no memory of its own."""
 
 
-def add(template: Template, settings: Settings, network: Network, data: Data, worker: Worker, assets: Assets) -> Fleet:
+def add(
+    template: Template,
+    settings: Settings,
+    network: Network,
+    data: Data,
+    worker: Worker,
+    assets: Assets,
+    operators: sns.Topic,
+) -> Machines:
     """The launch template, the fleet and the group."""
-    launch = _launch_template(template, settings, network, data, worker, assets)
-    return Fleet(
-        _spot_fleet(template, settings, network, launch), _on_demand_group(template, settings, network, launch)
-    )
-
-
-def _launch_template(
-    template: Template, settings: Settings, network: Network, data: Data, worker: Worker, assets: Assets
-) -> ec2.LaunchTemplate:
-    role = template.add_resource(
-        policies.role(
-            "InstanceRole",
-            "ec2.amazonaws.com",
-            tags(settings),
-            [
-                *policies.join_cluster(worker.cluster),
-                policies.publish_notices(data.notices_topic),
-                policies.open_and_seal(data.key),
-                policies.fetch_asset(assets.agent.key),
-            ],
-        )
-    )
-    profile = template.add_resource(iam.InstanceProfile("InstanceProfile", Roles=[Ref(role)]))
-    return template.add_resource(
-        ec2.LaunchTemplate(
-            "LaunchTemplate",
-            LaunchTemplateData=ec2.LaunchTemplateData(
-                ImageId=Ref("AmiId"),
-                IamInstanceProfile=ec2.IamInstanceProfile(Arn=GetAtt(profile, "Arn")),
-                SecurityGroupIds=[network.security_group],
-                UserData=userdata.build(settings, assets.agent),
-                # Hop limit 1: a container on the bridge is one hop too far away.
-                MetadataOptions=ec2.MetadataOptions(HttpTokens="required", HttpPutResponseHopLimit=1),
-                BlockDeviceMappings=[
-                    ec2.LaunchTemplateBlockDeviceMapping(
-                        DeviceName="/dev/xvda",
-                        # The EBS-managed key: a customer key wants grants for two service-linked roles.
-                        Ebs=ec2.EBSBlockDevice(
-                            VolumeType="gp3",
-                            VolumeSize=settings.compute.root_volume_gib,
-                            Encrypted=True,
-                            DeleteOnTermination=True,
-                        ),
-                    )
-                ],
-                TagSpecifications=[
-                    ec2.TagSpecifications(ResourceType=kind, Tags=tags(settings)) for kind in ("instance", "volume")
-                ],
-            ),
-            # These are the template's own; those above are for what it launches.
-            TagSpecifications=[ec2.TagSpecifications(ResourceType="launch-template", Tags=tags(settings))],
-        )
+    launch = machines.launch_template(template, settings, network, data, worker, assets)
+    fleet = _spot_fleet(template, settings, network, launch)
+    group = machines.on_demand_group(template, settings, network, launch, operators)
+    return Machines(
+        on_demand=group,
+        environment={"SPOT_FLEET_ID": Ref(fleet), **machines.environment(settings, group)},
+        statements=[
+            policies.see_capacity(),
+            policies.scale_services(worker.cluster, *(service_name(queue) for queue in settings.queues)),
+            policies.steer_fleet(fleet),
+            policies.steer_group(group),
+            policies.terminate_own_instances(),
+            *policies.remember_by_tags(fleet, *NOTES),
+        ],
+        patterns={
+            "FleetEvents": {
+                "source": ["aws.ec2spotfleet"],
+                "detail-type": ["EC2 Spot Fleet Instance Change", "EC2 Spot Fleet Error"],
+                "resources": [policies.arn("ec2", f"spot-fleet-request/${{{fleet.title}}}")],
+            }
+        },
+        outputs={"SpotFleetId": ("The Spot Fleet", Ref(fleet))},
+        metrics={"spot_fleet": Ref(fleet), "on_demand_group": Ref(group)},
     )
 
 
@@ -95,26 +70,13 @@ def _spot_fleet(template: Template, settings: Settings, network: Network, launch
             managed=[Sub("arn:${AWS::Partition}:iam::aws:policy/service-role/AmazonEC2SpotFleetTaggingRole")],
         )
     )
-    pools = [
-        ec2.LaunchTemplateOverrides(
-            InstanceType=name, SubnetId=subnet, WeightedCapacity=float(INSTANCE_TYPES[name].gpus)
-        )
-        for name in settings.compute.instance_types
-        for subnet in network.subnets
-    ]
-    strategy = settings.spot.allocation_strategy
-    if strategy == "capacityOptimizedPrioritized":
-        for place, name in enumerate(settings.compute.instance_types):
-            for pool in pools:
-                if pool.InstanceType == name:
-                    pool.Priority = float(place)
     return template.add_resource(
         ec2.SpotFleet(
             "SpotFleet",
             SpotFleetRequestConfigData=ec2.SpotFleetRequestConfigData(
                 Type="maintain",
                 TargetCapacity=0,
-                AllocationStrategy=strategy,
+                AllocationStrategy=settings.spot.allocation_strategy,
                 IamFleetRole=GetAtt(role, "Arn"),
                 LaunchTemplateConfigs=[
                     ec2.LaunchTemplateConfigs(
@@ -123,7 +85,11 @@ def _spot_fleet(template: Template, settings: Settings, network: Network, launch
                             LaunchTemplateId=Ref(launch),
                             Version=GetAtt(launch, "LatestVersionNumber"),
                         ),
-                        Overrides=pools,
+                        Overrides=[
+                            place.if_there(ec2.LaunchTemplateOverrides(SubnetId=place.subnet, **what))
+                            for what in _choice(settings)
+                            for place in network.places
+                        ],
                     )
                 ],
                 ReplaceUnhealthyInstances=True,
@@ -140,33 +106,21 @@ def _spot_fleet(template: Template, settings: Settings, network: Network, launch
     )
 
 
-def _on_demand_group(
-    template: Template, settings: Settings, network: Network, launch: ec2.LaunchTemplate
-) -> autoscaling.AutoScalingGroup:
-    choice = settings.on_demand
-    return template.add_resource(
-        autoscaling.AutoScalingGroup(
-            "OnDemandGroup",
-            MinSize="0",
-            MaxSize=str(choice.max_instances),
-            VPCZoneIdentifier=network.subnets,
-            MixedInstancesPolicy=autoscaling.MixedInstancesPolicy(
-                LaunchTemplate=autoscaling.LaunchTemplate(
-                    LaunchTemplateSpecification=autoscaling.LaunchTemplateSpecification(
-                        LaunchTemplateId=Ref(launch), Version=GetAtt(launch, "LatestVersionNumber")
-                    ),
-                    Overrides=[
-                        autoscaling.LaunchTemplateOverrides(InstanceType=name) for name in choice.instance_types
-                    ],
-                ),
-                InstancesDistribution=autoscaling.InstancesDistribution(
-                    OnDemandAllocationStrategy="prioritized", OnDemandPercentageAboveBaseCapacity=100
-                ),
-            ),
-            Tags=[
-                autoscaling.Tag(STACK_TAG, Ref("AWS::StackName"), True),
-                *(autoscaling.Tag(key, value, True) for key, value in settings.tags.items()),
-            ],
-            **({"DependsOn": network.ready} if network.ready else {}),
-        )
-    )
+def _choice(settings: Settings) -> list[dict[str, Any]]:
+    """What may be bought in every place: types with their weights, in order, or what types must have.
+
+    With attributes EC2 takes neither weights nor priorities (EC2 User Guide, "Specify attributes for instance type
+    selection for EC2 Fleet or Spot Fleet", considerations), so that each instance counts as one.
+    """
+    if wanted := settings.compute.attributes:
+        required = ec2.InstanceRequirementsRequest.from_dict(None, machines.requirements(wanted))
+        return [{"InstanceRequirements": required}]
+    prioritized = settings.spot.allocation_strategy == "capacityOptimizedPrioritized"
+    return [
+        {
+            "InstanceType": name,
+            "WeightedCapacity": float(INSTANCE_TYPES[name].gpus),
+            **({"Priority": float(rank)} if prioritized else {}),
+        }
+        for rank, name in enumerate(settings.compute.instance_types)
+    ]

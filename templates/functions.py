@@ -1,8 +1,9 @@
-"""The two Lambdas, and what they hear."""
+"""The Lambdas, and what they hear."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from troposphere import AWSObject, GetAtt, Ref, Sub, Template, awslambda, events, logs, sqs
@@ -10,15 +11,12 @@ from troposphere.validators import integer
 
 from templates import policies
 from templates.assets import Asset, Assets
-from templates.cluster import SERVICE_NAME, Worker
+from templates.cluster import Worker, service_name
 from templates.data import CAPACITY_SECONDS, INGEST_SECONDS, Data, let_service_send
-from templates.fleet import Fleet
-from templates.instance_types import INSTANCE_TYPES
+from templates.machines import Machines
 from templates.settings import Settings
 from templates.tags import tags
 
-NOTES = ("spindrift:short-since", "spindrift:surplus")
-"""The tags in which the capacity Lambda keeps what AWS does not tell: it has no memory of its own."""
 LEAVING = ["stopping", "stopped", "shutting-down", "terminated"]
 """The states of an instance that are news; an instance that runs is news when it joins the cluster."""
 
@@ -29,11 +27,25 @@ class MaximumConcurrency(awslambda.ScalingConfig):  # type: ignore[misc] # untyp
     props = {"MaximumConcurrency": (integer, True)}  # noqa: RUF012 - Troposphere's own form
 
 
-def add(template: Template, settings: Settings, data: Data, worker: Worker, fleet: Fleet, assets: Assets) -> list[str]:
-    """Both Lambdas, their event sources and the rules. Returns the titles without which the minute is not heard."""
-    _ingest(template, settings, data, assets.ingest)
-    source = _capacity(template, settings, data, worker, fleet, assets.capacity)
-    rules = _rules(template, settings, data, worker, fleet)
+@dataclass(frozen=True)
+class Functions:
+    """The resources that others refer to."""
+
+    capacity: awslambda.Function
+    ingest: awslambda.Function | None
+    """None where S3 writes to the job queues itself."""
+    ready: list[str]
+    """Titles without which the capacity Lambda does not hear the minute."""
+
+
+def add(
+    template: Template, settings: Settings, data: Data, worker: Worker, machines: Machines, assets: Assets
+) -> Functions:
+    """The Lambdas, their event sources and the rules."""
+    ingest = _ingest(template, settings, data, assets.ingest)
+    capacity = _capacity(template, settings, data, worker, machines, assets.capacity)
+    source = _listen(template, settings, capacity, data.notices, at_once=2)
+    rules = _rules(template, settings, data, worker, machines)
     policy = template.add_resource(
         sqs.QueuePolicy(
             "NoticesPolicy",
@@ -53,11 +65,16 @@ def add(template: Template, settings: Settings, data: Data, worker: Worker, flee
             },
         )
     )
-    return sorted([source.title, policy.title, *(rule.title for rule in rules)])
+    return Functions(capacity, ingest, sorted([source.title, policy.title, *(rule.title for rule in rules)]))
 
 
-def _ingest(template: Template, settings: Settings, data: Data, code: Asset) -> None:
-    routes = [{"prefix": settings.uploads.prefix, "queue": "default", "queue_url": "${JobsUrl}"}]
+def _ingest(template: Template, settings: Settings, data: Data, code: Asset) -> awslambda.Function | None:
+    if data.upload_events is None:
+        return None
+    routes = [
+        {"prefix": queue.prefix, "queue": queue.name, "queue_url": _url(data.jobs[queue.name])}
+        for queue in settings.queues
+    ]
     function = _function(
         template,
         settings,
@@ -67,34 +84,36 @@ def _ingest(template: Template, settings: Settings, data: Data, code: Asset) -> 
         statements=[
             policies.take_messages(data.upload_events),
             policies.record_jobs(data.table),
-            policies.send_messages(data.jobs, data.notices),
-            policies.measure_queues(data.jobs),
-            policies.open_and_seal(data.key),
-            policies.use_encrypted_table(data.key),
+            policies.send_messages(*data.jobs.values(), data.notices),
+            policies.measure_queues(*data.jobs.values()),
+            *policies.open_and_seal(data.key),
+            *policies.use_encrypted_table(data.key),
         ],
         environment={
             "JOBS_TABLE": Ref(data.table),
-            "ROUTES": Sub(json.dumps(routes), JobsUrl=Ref(data.jobs)),
+            "ROUTES": Sub(json.dumps(routes)),
             "NOTICES_QUEUE_URL": Ref(data.notices),
         },
     )
     _listen(template, settings, function, data.upload_events, at_once=10)
+    return function
 
 
 def _capacity(
-    template: Template, settings: Settings, data: Data, worker: Worker, fleet: Fleet, code: Asset
-) -> AWSObject:
+    template: Template, settings: Settings, data: Data, worker: Worker, machines: Machines, code: Asset
+) -> awslambda.Function:
     services = [
         {
-            "name": SERVICE_NAME,
-            "queue_url": "${JobsUrl}",
-            "jobs_per_task": settings.queue.jobs_per_task,
-            "max_tasks": settings.queue.max_tasks,
+            "name": service_name(queue),
+            "queue_url": _url(data.jobs[queue.name]),
+            "jobs_per_task": queue.jobs_per_task,
+            "max_tasks": queue.max_tasks,
             "units_per_task": 1,
+            "placement": queue.placement,
         }
+        for queue in settings.queues
     ]
-    names = (*settings.compute.instance_types, *settings.on_demand.instance_types)
-    function = _function(
+    return _function(
         template,
         settings,
         "Capacity",
@@ -102,32 +121,23 @@ def _capacity(
         timeout=CAPACITY_SECONDS,
         statements=[
             policies.take_messages(data.notices),
-            policies.measure_queues(data.jobs),
-            policies.open_and_seal(data.key),
+            policies.measure_queues(*data.jobs.values()),
+            *policies.open_and_seal(data.key),
             *policies.drain_instances(worker.cluster),
-            policies.scale_service(worker.cluster, SERVICE_NAME),
-            policies.see_capacity(),
-            policies.steer_fleet(fleet.spot),
-            policies.steer_group(fleet.on_demand),
-            policies.terminate_own_instances(),
-            *policies.remember_by_tags(fleet.spot, *NOTES),
+            *machines.statements,
         ],
         environment={
             "STACK": Ref("AWS::StackName"),
             "CLUSTER": Ref(worker.cluster),
-            "SERVICES": Sub(json.dumps(services), JobsUrl=Ref(data.jobs)),
-            "SPOT_FLEET_ID": Ref(fleet.spot),
-            "ON_DEMAND_GROUP": Ref(fleet.on_demand),
-            "UNITS_BY_TYPE": json.dumps({name: INSTANCE_TYPES[name].gpus for name in sorted(set(names))}),
-            "ON_DEMAND_UNITS": str(settings.on_demand.units_per_instance),
-            "MAX_UNITS": str(settings.compute.max_units),
-            "MAX_ON_DEMAND_UNITS": str(settings.on_demand.max_units),
-            "URGENCY": settings.on_demand.urgency,
-            "PATIENCE_SECONDS": str(settings.on_demand.patience_seconds),
-            "CALM_SECONDS": str(settings.on_demand.calm_seconds),
+            "SERVICES": Sub(json.dumps(services)),
+            **machines.environment,
         },
     )
-    return _listen(template, settings, function, data.notices, at_once=2)
+
+
+def _url(queue: sqs.Queue) -> str:
+    """A queue's URL, for Fn::Sub."""
+    return f"${{{queue.title}}}"
 
 
 def _function(
@@ -185,9 +195,8 @@ def _listen(
     )
 
 
-def _rules(template: Template, settings: Settings, data: Data, worker: Worker, fleet: Fleet) -> list[events.Rule]:
+def _rules(template: Template, settings: Settings, data: Data, worker: Worker, machines: Machines) -> list[events.Rule]:
     """What AWS tells of itself, and the minute. Spot and state events are account-wide; the Lambda knows ours."""
-    fleet_arn = policies.arn("ec2", f"spot-fleet-request/${{{fleet.spot.title}}}")
     patterns: dict[str, dict[str, Any]] = {
         "SpotEvents": {
             "source": ["aws.ec2"],
@@ -198,20 +207,21 @@ def _rules(template: Template, settings: Settings, data: Data, worker: Worker, f
             "detail-type": ["EC2 Instance State-change Notification"],
             "detail": {"state": LEAVING},
         },
-        "FleetEvents": {
-            "source": ["aws.ec2spotfleet"],
-            "detail-type": ["EC2 Spot Fleet Instance Change", "EC2 Spot Fleet Error"],
-            "resources": [fleet_arn],
-        },
         "ClusterEvents": {
             "source": ["aws.ecs"],
             "detail-type": ["ECS Container Instance State Change"],
             "detail": {"clusterArn": [GetAtt(worker.cluster, "Arn")]},
         },
+        **machines.patterns,
     }
     target = events.Target(Id="notices", Arn=GetAtt(data.notices, "Arn"))
     minute = events.Rule(
-        "EveryMinute", ScheduleExpression="rate(1 minute)", State="ENABLED", Targets=[target], Tags=tags(settings)
+        "EveryMinute",
+        Description="A look at the truth each minute, for what nobody tells",
+        ScheduleExpression="rate(1 minute)",
+        State="ENABLED",
+        Targets=[target],
+        Tags=tags(settings),
     )
     rules = [
         events.Rule(title, EventPattern=pattern, State="ENABLED", Targets=[target], Tags=tags(settings))

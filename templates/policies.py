@@ -1,7 +1,7 @@
 """Permissions: each a function named for the task it allows, and one role for each actor.
 
-Which resources an action can be limited to is from the Service Authorization Reference; an action with Resource "*"
-here cannot be limited there.
+Which resources an action can be limited to is from the Service Authorization Reference. Resource "*" is for what cannot
+be limited there, and says so beside it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def allow(actions: Sequence[str], resources: Any, **condition: Any) -> Statement
 
 
 def role(
-    title: str, service: str, tags: Tags, statements: Sequence[Statement], managed: Sequence[Any] = ()
+    title: str, service: Any, tags: Tags, statements: Sequence[Statement], managed: Sequence[Any] = ()
 ) -> iam.Role:
-    """A role for one actor: who may assume it, and all that it may do."""
+    """A role for one actor: the service that may assume it, and all that it may do."""
     policy = iam.Policy(PolicyName=title, PolicyDocument={"Version": "2012-10-17", "Statement": list(statements)})
     return iam.Role(
         title,
@@ -46,6 +46,12 @@ def arn(service: str, resource: str) -> Sub:
     return Sub(f"arn:${{AWS::Partition}}:{service}:${{AWS::Region}}:${{AWS::AccountId}}:{resource}")
 
 
+EC2 = Sub("ec2.${AWS::URLSuffix}")
+"""EC2 as who assumes a role. Alone among those here it has another name in China, where IAM once refused this one
+(aws/aws-cdk#1282, #24709).
+"""
+
+
 def in_this_cluster(cluster: Any) -> dict[str, Any]:
     """The condition that an ECS call is about this cluster."""
     return {"ArnEquals": {"ecs:cluster": GetAtt(cluster, "Arn")}}
@@ -62,11 +68,11 @@ def take_messages(*queues: Any) -> Statement:
     )
 
 
-def take_jobs(queue: Any) -> Statement:
+def take_jobs(*queues: Any) -> Statement:
     """Receive, hold, give back and finish jobs. A worker can neither add nor purge them."""
     return allow(
-        ["sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueUrl"],
-        [GetAtt(queue, "Arn")],
+        ["sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage"],
+        [GetAtt(queue, "Arn") for queue in queues],
     )
 
 
@@ -85,17 +91,23 @@ def publish_notices(topic: Any) -> Statement:
     return allow(["sns:Publish"], [Ref(topic)])
 
 
-def open_and_seal(key: Any) -> Statement:
-    """Read and write what the key encrypts in SQS, SNS and S3."""
-    return allow(["kms:Decrypt", "kms:GenerateDataKey"], [GetAtt(key, "Arn")])
+def open_and_seal(key: Any | None) -> list[Statement]:
+    """Read and write what the key encrypts in SQS, SNS and S3; nothing where AWS's own keys do (None)."""
+    return [allow(["kms:Decrypt", "kms:GenerateDataKey"], [GetAtt(key, "Arn")])] if key else []
 
 
-def use_encrypted_table(key: Any) -> Statement:
-    """Use a table under a customer key: DynamoDB asks for these in the caller's name."""
-    return allow(
-        ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"],
-        [GetAtt(key, "Arn")],
-    )
+def use_encrypted_table(key: Any | None) -> list[Statement]:
+    """Use a table under a customer key: DynamoDB asks for these in the caller's name. Nothing without one (None)."""
+    actions = [
+        "kms:Decrypt",
+        "kms:DescribeKey",
+        "kms:Encrypt",
+        "kms:GenerateDataKey",
+        "kms:GenerateDataKeyWithoutPlaintext",
+        "kms:ReEncryptFrom",
+        "kms:ReEncryptTo",
+    ]
+    return [allow(actions, [GetAtt(key, "Arn")])] if key else []
 
 
 # Buckets and table
@@ -104,6 +116,11 @@ def use_encrypted_table(key: Any) -> Statement:
 def record_jobs(table: Any) -> Statement:
     """Write a job's first record, and look whether there was one."""
     return allow(["dynamodb:PutItem", "dynamodb:GetItem"], [GetAtt(table, "Arn")])
+
+
+def create_jobs(table: Any) -> Statement:
+    """Write a job's first record."""
+    return allow(["dynamodb:PutItem"], [GetAtt(table, "Arn")])
 
 
 def change_jobs(table: Any) -> Statement:
@@ -122,9 +139,25 @@ def read_uploads(bucket: Any) -> list[Statement]:
     ]
 
 
+def delete_uploads(bucket: Any) -> Statement:
+    """Delete the version of an upload that a job was about, and no other: without a version S3 asks for
+    s3:DeleteObject.
+    """
+    return allow(["s3:DeleteObjectVersion"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+
+
 def store_results(bucket: Any) -> Statement:
     """Add results. A worker can neither read nor remove them."""
     return allow(["s3:PutObject"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+
+
+def mount_files(file_system: Any, access_point: Any) -> Statement:
+    """Mount the shared file system through its access point, to read and write, and in no other way."""
+    return allow(
+        ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"],
+        [GetAtt(file_system, "Arn")],
+        ArnEquals={"elasticfilesystem:AccessPointArn": GetAtt(access_point, "Arn")},
+    )
 
 
 def fetch_asset(key: str) -> Statement:
@@ -143,6 +176,7 @@ def write_logs(group: Any) -> Statement:
 def pull_images() -> list[Statement]:
     """Pull the worker's image from ECR, here or in another account that lets us."""
     return [
+        # A token is for the registry as a whole: the action knows no resource.
         allow(["ecr:GetAuthorizationToken"], "*"),
         allow(
             ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],
@@ -160,6 +194,7 @@ def join_cluster(cluster: Any) -> list[Statement]:
     UpdateContainerInstancesState is for the agent's own draining at a Spot notice (ECS_ENABLE_SPOT_INSTANCE_DRAINING).
     """
     return [
+        # Asked before the instance belongs to anything: the action knows no resource.
         allow(["ecs:DiscoverPollEndpoint"], "*"),
         allow(
             [
@@ -200,11 +235,11 @@ def drain_instances(cluster: Any) -> list[Statement]:
     ]
 
 
-def scale_service(cluster: Any, service_name: str) -> Statement:
-    """Look at one service and set how many tasks it wants."""
+def scale_services(cluster: Any, *names: str) -> Statement:
+    """Look at these services and set how many tasks they want; names for Fn::Sub."""
     return allow(
         ["ecs:DescribeServices", "ecs:UpdateService"],
-        [arn("ecs", f"service/${{{cluster.title}}}/{service_name}")],
+        [arn("ecs", f"service/${{{cluster.title}}}/{name}") for name in names],
         **in_this_cluster(cluster),
     )
 
@@ -218,6 +253,7 @@ def _container_instances(cluster: Any) -> Sub:
 
 def see_capacity() -> Statement:
     """Look at fleets, their instances and groups."""
+    # None of these lists knows a resource: neither EC2's nor Auto Scaling's Describe calls can be limited to one.
     return allow(
         [
             "autoscaling:DescribeAutoScalingGroups",
@@ -226,6 +262,28 @@ def see_capacity() -> Statement:
             "ec2:DescribeSpotInstanceRequests",
         ],
         "*",
+    )
+
+
+def see_groups() -> Statement:
+    """Look at groups, at what became of their launches, at their instances, and at the past hour's Spot prices."""
+    # None of these knows a resource: they are lists, and the market belongs to nobody.
+    return allow(
+        [
+            "autoscaling:DescribeAutoScalingGroups",
+            "autoscaling:DescribeScalingActivities",
+            "ec2:DescribeInstances",
+            "ec2:DescribeSpotPriceHistory",
+        ],
+        "*",
+    )
+
+
+def execute_policies(*groups: Any) -> Statement:
+    """Execute these groups' own scaling policies, and so resize them only as the template says."""
+    return allow(
+        ["autoscaling:ExecutePolicy"],
+        [arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/${{{group.title}}}") for group in groups],
     )
 
 
@@ -259,4 +317,23 @@ def remember_by_tags(fleet: Any, *keys: str) -> list[Statement]:
     return [
         allow(actions, [arn("ec2", f"spot-fleet-request/${{{fleet.title}}}")], **only),
         allow(actions, [arn("ec2", "instance/*")], **only, **ours),
+    ]
+
+
+def open_sessions() -> list[Statement]:
+    """What the SSM agent needs for Session Manager; the managed policy also lets it run documents and read parameters
+    (Systems Manager User Guide, "Verify or add instance permissions for Session Manager").
+    """
+    return [
+        allow(["ssm:UpdateInstanceInformation"], [arn("ec2", "instance/*")]),
+        # These four know no resource: a channel has no ARN.
+        allow(
+            [
+                "ssmmessages:CreateControlChannel",
+                "ssmmessages:CreateDataChannel",
+                "ssmmessages:OpenControlChannel",
+                "ssmmessages:OpenDataChannel",
+            ],
+            "*",
+        ),
     ]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from templates.instance_types import INSTANCE_TYPES, must_have_gpu
+from templates.instance_types import INSTANCE_TYPES, InstanceType, must_have_gpu
 
 MOST_OVERRIDES = 300
 """EC2 User Guide, "Fleet quotas": launch specifications or overrides in one Spot Fleet request."""
 SMALLEST_ROOT_GIB = 30
 """The snapshot of the ECS AL2023 images (aws/amazon-ecs-ami, variables.pkr.hcl)."""
+MOST_QUEUES = 10
+"""So many are told to the Lambdas in their environment, of which Lambda takes 4 KB (Developer Guide, "Quotas")."""
+SMALLEST_PRIVATE = 22
+"""With eleven usable addresses in a subnet, as a /24 gives, the interface endpoints leave none to the instances."""
 STACK_TAG = "spindrift:stack"
 """On everything that can be tagged: the permissions to drain and terminate are conditioned on it."""
 
@@ -71,7 +76,8 @@ def must_differ(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-BucketName = Annotated[str, AfterValidator(must_name_a_bucket)]
+GpuName = Literal["t4", "v100", "a10g", "l4", "l40s", "a100", "h100"]
+"""EC2's words (AcceleratorNames of InstanceRequirements) for the GPUs of the types that we know."""
 InstanceTypes = Annotated[
     tuple[Annotated[str, AfterValidator(must_have_gpu)], ...], AfterValidator(must_be_some), AfterValidator(must_differ)
 ]
@@ -92,6 +98,7 @@ class Network(Section):
     ] = ()
     cidr: Annotated[str, AfterValidator(must_be_a_network)] = "10.42.0.0/16"
     zones: Annotated[int, Field(ge=1, le=6)] = 3
+    private: bool = False
 
     @model_validator(mode="after")
     def _given_together(self) -> Self:
@@ -99,6 +106,10 @@ class Network(Section):
             raise ValueError(f"subnet_ids: at least one when vpc_id is set, got none for {self.vpc_id}")
         if self.subnet_ids and not self.vpc_id:
             raise ValueError(f"vpc_id: must be set when subnet_ids are, got only {', '.join(self.subnet_ids)}")
+        if self.vpc_id and self.private:
+            raise ValueError(
+                f"private: only for a VPC of our own, got vpc_id {self.vpc_id} (its subnets are as they are)"
+            )
         return self
 
     @property
@@ -107,12 +118,41 @@ class Network(Section):
         return len(self.subnet_ids) or self.zones
 
 
+class Attributes(Section):
+    """Which types the Spot Fleet may buy, by what they have beside one GPU: EC2 adds new ones by itself. Memory in MiB.
+
+    One GPU, because EC2 takes no weights with attributes: it counts instances, we count GPUs.
+    """
+
+    gpu_names: tuple[GpuName, ...] = ()
+    min_vcpus: Annotated[int, Field(ge=1, le=1024)] = 4
+    max_vcpus: Annotated[int, Field(ge=1, le=1024)] | None = None
+    min_memory_mib: Annotated[int, Field(ge=1024)] = 16_384
+    max_memory_mib: Annotated[int, Field(ge=1024)] | None = None
+    exclude: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z0-9.*-]{1,30}$")], ...], Field(max_length=400)] = ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for key in ("vcpus", "memory_mib"):
+            least, most = getattr(self, f"min_{key}"), getattr(self, f"max_{key}")
+            if most is not None and most < least:
+                raise ValueError(f"max_{key}: at least min_{key} ({least}), got {most}")
+        return self
+
+
 class Compute(Section):
-    """What the Spot Fleet may buy."""
+    """What the Spot Fleet may buy: types from a list, or by attributes."""
 
     instance_types: InstanceTypes = ("g4dn.xlarge", "g4dn.2xlarge", "g5.xlarge", "g5.2xlarge", "g6.xlarge")
+    attributes: Attributes | None = None
     max_units: Annotated[int, Field(ge=1, le=10_000)] = 8
     root_volume_gib: Annotated[int, Field(ge=SMALLEST_ROOT_GIB, le=16_384)] = 60
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.attributes and "instance_types" in self.model_fields_set:
+            raise ValueError("attributes: instead of instance_types, not beside it; got both")
+        return self
 
 
 class Spot(Section):
@@ -128,6 +168,7 @@ class OnDemand(Section):
 
     instance_types: InstanceTypes = ("g4dn.xlarge", "g5.xlarge")
     max_units: Annotated[int, Field(ge=0, le=10_000)] = 4
+    warm_units: Annotated[int, Field(ge=0, le=10_000)] = 0
     urgency: Literal["now", "deadline", "spot-only"] = "now"
     patience_seconds: Annotated[int, Field(ge=0, le=3600)] = 180
     calm_seconds: Annotated[int, Field(ge=0, le=3600)] = 300
@@ -145,6 +186,15 @@ class OnDemand(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _warm_ones_are_alike(self) -> Self:
+        if self.warm_units > self.max_units:
+            raise ValueError(f"warm_units: at most max_units ({self.max_units}), got {self.warm_units}")
+        if self.warm_units and len(self.instance_types) > 1:
+            told = ", ".join(self.instance_types)
+            raise ValueError(f"instance_types: a warm pool has one type (warm_units is {self.warm_units}), got {told}")
+        return self
+
     @property
     def units_per_instance(self) -> int:
         """GPUs of one instance; the same whichever type the group gets."""
@@ -155,14 +205,27 @@ class OnDemand(Section):
         """The ceiling as whole instances."""
         return self.max_units // self.units_per_instance
 
+    @property
+    def warm_instances(self) -> int:
+        """How many wait stopped, as whole instances."""
+        return ceil(self.warm_units / self.units_per_instance)
+
 
 class Queue(Section):
-    """Where jobs wait, how long a worker may hold one unheard, and how many tasks they are worth."""
+    """Where jobs wait, which uploads become its jobs, which machines may do them, and how many tasks they are worth."""
 
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=40)] = "default"
+    prefix: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9!_.'()/-]*$")] = ""
+    placement: Literal["any", "spot", "on-demand"] = "any"
     lease_seconds: Annotated[int, Field(ge=10, le=43_200)] = 60
     jobs_per_task: Annotated[int, Field(ge=1)] = 20
     max_tasks: Annotated[int, Field(ge=1, le=5_000)] = 8
     max_failures: Annotated[int, Field(ge=1, le=100)] = 3
+
+    @property
+    def title(self) -> str:
+        """What the logical ids of its resources begin with: `big-ones` is BigOnes."""
+        return "".join(part.capitalize() for part in self.name.split("-"))
 
 
 class Worker(Section):
@@ -173,24 +236,36 @@ class Worker(Section):
     processor: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "gpu_worker.images:process"
     options: dict[str, Any] = Field(default_factory=dict)
     stop_timeout_seconds: Annotated[int, Field(ge=2, le=110)] = 110
+    shared_files: bool = False
 
 
 class Uploads(Section):
-    """Which uploads become jobs."""
+    """How uploads become jobs, and what becomes of them."""
 
-    prefix: Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9!_.*'()/-]*$")] = ""
+    ingest: Literal["lambda", "direct"] = "lambda"
+    delete_after_success: bool = False
 
 
-class Buckets(Section):
-    """Names for the buckets; without one, CloudFormation invents it."""
+class Security(Section):
+    """Who holds the keys."""
 
-    uploads: BucketName | None = None
-    results: BucketName | None = None
+    customer_key: bool = True
+    session_manager: bool = False
+
+
+class Notify(Section):
+    """What people are told, and when."""
+
+    email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", max_length=254)] | None = None
+    scaling: bool = False
+    on_demand_hours: Annotated[int, Field(ge=1, le=24)] = 6
+    monthly_budget_usd: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
 
     @model_validator(mode="after")
-    def _two(self) -> Self:
-        if self.uploads and self.uploads == self.results:
-            raise ValueError(f"results: must differ from buckets.uploads, got {self.results!r} for both")
+    def _somebody_listens(self) -> Self:
+        for key in ("scaling", "monthly_budget_usd"):
+            if getattr(self, key) and not self.email:
+                raise ValueError(f"email: must be set when notify.{key} is, got none")
         return self
 
 
@@ -203,16 +278,30 @@ class Logs(Section):
 class Settings(Section):
     """All of spindrift.toml. Every key has a default that is safe and cheap."""
 
+    profile: Literal["fleet", "groups"] = "fleet"
     network: Network = Network()
     compute: Compute = Compute()
     spot: Spot = Spot()
     on_demand: OnDemand = OnDemand()
-    queue: Queue = Queue()
+    queues: Annotated[tuple[Queue, ...], Field(min_length=1, max_length=MOST_QUEUES)] = (Queue(),)
     worker: Worker = Worker()
     uploads: Uploads = Uploads()
-    buckets: Buckets = Buckets()
+    security: Security = Security()
+    notify: Notify = Notify()
     logs: Logs = Logs()
     tags: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("queues")
+    @classmethod
+    def _told_apart(cls, queues: tuple[Queue, ...]) -> tuple[Queue, ...]:
+        for key in ("name", "prefix"):
+            values = [getattr(queue, key) for queue in queues]
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"each has a {key} of its own, got {', '.join(map(repr, twice))} twice")
+        for title in {queue.title for queue in queues}:
+            if len(alike := [queue.name for queue in queues if queue.title == title]) > 1:
+                raise ValueError(f"names must differ in more than hyphens, got {', '.join(map(repr, alike))}")
+        return queues
 
     @field_validator("tags")
     @classmethod
@@ -245,7 +334,7 @@ class Settings(Section):
             try:
                 good[name] = getattr(cls.model_validate({name: table[name]} if name in table else {}), name)
             except ValidationError as error:
-                mistakes += [_told(mistake) for mistake in error.errors()]
+                mistakes += [_told(mistake) for mistake in error.errors() if not _is_echo(mistake)]
         for law in LAWS:
             if set(law.__annotations__) - {"return"} <= good.keys():
                 mistakes += law(**{name: good[name] for name in law.__annotations__ if name != "return"})
@@ -254,32 +343,83 @@ class Settings(Section):
         return cls(**good)
 
 
-def _tasks_fit_their_gpus(queue: Queue, compute: Compute) -> list[str]:
-    if queue.max_tasks <= compute.max_units:
+def _tasks_fit_their_gpus(queues: tuple[Queue, ...], compute: Compute, on_demand: OnDemand) -> list[str]:
+    mistakes = []
+    for place, queue in enumerate(queues):
+        key, most = "compute.max_units", compute.max_units
+        if queue.placement == "on-demand":
+            key, most = "on_demand.max_units", on_demand.max_units
+        if queue.max_tasks > most:
+            mistakes.append(f"queues[{place}].max_tasks: at most {key} ({most}: one GPU each), got {queue.max_tasks}")
+    return mistakes
+
+
+def _prefixes_can_be_told_apart_by_s3(queues: tuple[Queue, ...], uploads: Uploads) -> list[str]:
+    """S3 refuses overlapping filters (S3 User Guide, "Configuring event notifications using object key name")."""
+    if uploads.ingest == "lambda":
         return []
-    return [f"queue.max_tasks: at most compute.max_units ({compute.max_units}: one GPU each), got {queue.max_tasks}"]
+    return [
+        f"queues[{place}].prefix: S3 itself takes no prefix within another (uploads.ingest is direct), "
+        f"got {queue.prefix!r} and {other.prefix!r}"
+        for place, queue in enumerate(queues)
+        for other in queues
+        if other is not queue and queue.prefix.startswith(other.prefix)
+    ]
 
 
 def _task_fits_its_host(worker: Worker, compute: Compute, on_demand: OnDemand) -> list[str]:
-    names = dict.fromkeys(compute.instance_types + on_demand.instance_types)
-    tight = min(names, key=lambda name: INSTANCE_TYPES[name].memory_mib_per_gpu)
-    slow = min(names, key=lambda name: INSTANCE_TYPES[name].cpu_per_gpu)
+    hosts = {name: INSTANCE_TYPES[name] for name in on_demand.instance_types}
+    if wanted := compute.attributes:
+        smallest = InstanceType(1, wanted.min_vcpus, wanted.min_memory_mib)
+        hosts["the smallest type that compute.attributes allows"] = smallest
+    else:
+        hosts |= {name: INSTANCE_TYPES[name] for name in compute.instance_types}
+    tight = min(hosts, key=lambda name: hosts[name].memory_mib_per_gpu)
+    slow = min(hosts, key=lambda name: hosts[name].cpu_per_gpu)
     mistakes = []
-    if worker.memory_mib > (most := INSTANCE_TYPES[tight].memory_mib_per_gpu):
+    if worker.memory_mib > (most := hosts[tight].memory_mib_per_gpu):
         mistakes.append(f"worker.memory_mib: at most {most} per GPU on {tight}, got {worker.memory_mib}")
-    if worker.cpu > (most := INSTANCE_TYPES[slow].cpu_per_gpu):
+    if worker.cpu > (most := hosts[slow].cpu_per_gpu):
         mistakes.append(f"worker.cpu: at most {most} per GPU on {slow}, got {worker.cpu}")
     return mistakes
 
 
 def _pools_fit_the_fleet(compute: Compute, network: Network) -> list[str]:
-    pools = len(compute.instance_types) * network.subnets
+    pools = (1 if compute.attributes else len(compute.instance_types)) * network.subnets
     if pools <= MOST_OVERRIDES:
         return []
     return [f"compute.instance_types: types times subnets is at most {MOST_OVERRIDES} in a Spot Fleet, got {pools}"]
 
 
-LAWS: tuple[Callable[..., list[str]], ...] = (_tasks_fit_their_gpus, _task_fits_its_host, _pools_fit_the_fleet)
+def _attributes_are_what_ec2_takes(profile: str, compute: Compute, spot: Spot, network: Network) -> list[str]:
+    """EC2 User Guide, "Specify attributes for instance type selection for EC2 Fleet or Spot Fleet", considerations; and
+    Auto Scaling's API has fewer names of GPUs than EC2's (botocore 1.43, AcceleratorName of both).
+    """
+    if not (wanted := compute.attributes):
+        return []
+    mistakes = []
+    if spot.allocation_strategy not in (known := ("priceCapacityOptimized", "capacityOptimized", "lowestPrice")):
+        mistakes.append(
+            f"spot.allocation_strategy: with compute.attributes one of {', '.join(known)}, "
+            f"got {spot.allocation_strategy!r}"
+        )
+    if profile == "fleet" and network.subnets > 4:
+        mistakes.append(f"network: at most 4 subnets with compute.attributes, got {network.subnets}")
+    if profile == "groups" and (unknown := [name for name in wanted.gpu_names if name not in ("t4", "v100", "a100")]):
+        mistakes.append(
+            f"compute.attributes.gpu_names: groups know only t4, v100, a100 (profile is groups), "
+            f"got {', '.join(unknown)}"
+        )
+    return mistakes
+
+
+LAWS: tuple[Callable[..., list[str]], ...] = (
+    _tasks_fit_their_gpus,
+    _prefixes_can_be_told_apart_by_s3,
+    _task_fits_its_host,
+    _pools_fit_the_fleet,
+    _attributes_are_what_ec2_takes,
+)
 """What must hold between sections: functions of the sections they name, asked when those are good in themselves."""
 
 _LIMITS = {
@@ -293,29 +433,45 @@ _LIMITS = {
     "int_from_float": "must be a whole number",
     "string_type": "must be text",
     "tuple_type": "must be a list",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
     "dict_type": "must be a table",
     "model_type": "must be a table",
 }
+_COUNTED = ("too_short", "too_long")
+
+
+def _is_echo(mistake: Any) -> bool:
+    """A list that is too short only because pydantic dropped the entries that it complains of already."""
+    return bool(mistake["type"] == "too_short" and len(mistake["input"]) >= mistake["ctx"]["min_length"])
 
 
 def _told(mistake: Any) -> str:
     """One of pydantic's errors in our words: key, limit, value."""
-    keys = [part for part in mistake["loc"] if isinstance(part, str)]
-    key, kind = ".".join(keys), mistake["type"]
+    place, kind = mistake["loc"], mistake["type"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
     if kind == "extra_forbidden":
-        known = _siblings(keys)
-        near = get_close_matches(keys[-1], known, n=1)
+        known = list(_section(place[:-1]).model_fields)
+        near = get_close_matches(str(place[-1]), known, n=1)
         return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
     if kind == "value_error":
-        told = str(mistake["ctx"]["error"])
-        whole_section = len(keys) == 1 and key != "tags"
-        return f"{key}.{told}" if whole_section else f"{key}: {told}"
+        # A section says itself which of its keys is wrong.
+        between = "." if isinstance(mistake["input"], dict) and place[-1:] != ("tags",) else ": "
+        return f"{key}{between}{mistake['ctx']['error']}"
     limit = _LIMITS.get(kind, mistake["msg"]).format(**mistake.get("ctx", {}))
-    return f"{key}: {limit}, got {mistake['input']!r}"
+    return f"{key}: {limit}, got {len(mistake['input']) if kind in _COUNTED else repr(mistake['input'])}"
 
 
-def _siblings(keys: list[str]) -> list[str]:
-    if len(keys) == 1:
-        return list(Settings.model_fields)
-    section = Settings.model_fields[keys[0]].annotation
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
+def _section(place: Sequence[str | int]) -> type[BaseModel]:
+    """The section that a place in the settings belongs to."""
+    section: type[BaseModel] = Settings
+    for name in (part for part in place if isinstance(part, str)):
+        kinds = _flat(section.model_fields[name].annotation)
+        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
+    return section
+
+
+def _flat(annotation: Any) -> list[Any]:
+    return [annotation, *(inner for part in get_args(annotation) for inner in _flat(part))]

@@ -5,54 +5,87 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from troposphere import GetAtt, Output, Parameter, Ref, Template
+from troposphere import Export, FindInMap, GetAtt, Output, Parameter, Ref, Sub, Template, cloudwatch
 
-from templates import cluster, data, fleet, functions, network
+from templates import alarms, cluster, dashboard, data, files, fleet, functions, groups, network
 from templates.assets import Assets
 from templates.settings import Settings
 
 ECS_GPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/gpu/recommended/image_id"
 """ECS Developer Guide, "Retrieving Amazon ECS-optimized Linux AMI metadata"."""
+CONSOLES = {
+    "aws": "console.aws.amazon.com",
+    "aws-cn": "console.amazonaws.cn",
+    "aws-us-gov": "console.amazonaws-us-gov.com",
+}
+"""Where the console is, by partition."""
+PROFILES = {"fleet": fleet.add, "groups": groups.add}
+"""What buys the machines, by profile."""
 
 
 def build_cluster(settings: Settings, assets: Assets) -> Template:
     """Everything that takes an upload to its result."""
     template = Template(Description="Spindrift: GPU batch work on spare EC2 capacity. Upload a file, get its result.")
+    template.add_mapping("Consoles", {partition: {"Domain": domain} for partition, domain in CONSOLES.items()})
     template.add_parameter(
-        Parameter("AssetsBucket", Type="String", Description="Where `python build.py publish --bucket` put the assets")
+        Parameter(
+            "AssetsBucket",
+            Type="String",
+            Description="Where `python build.py publish --bucket` put the assets: a bucket in the region of the stack",
+        )
     )
-    template.add_parameter(Parameter("WorkerImage", Type="String", Description="Container image URI of the GPU worker"))
+    template.add_parameter(
+        Parameter("WorkerImage", Type="String", Description="Container image of the GPU worker, as a URI")
+    )
     template.add_parameter(
         Parameter(
             "AmiId",
             Type="AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>",
             Default=ECS_GPU_IMAGE,
-            Description="SSM parameter with the image of the instances",
+            Description="SSM parameter with the id of the instances' image; by default ECS's newest with GPU drivers",
         )
     )
     places = network.add(template, settings)
+    shared = files.add(template, settings, places)
     kept = data.add(template, settings)
-    worker = cluster.add(template, settings, kept)
-    machines = fleet.add(template, settings, places, kept, worker, assets)
-    hears_the_minute = functions.add(template, settings, kept, worker, machines, assets)
-    service = cluster.add_service(template, settings, worker, ready=hears_the_minute)
+    operators = alarms.add_topic(template, settings, kept)
+    worker = cluster.add(template, settings, kept, shared)
+    machines = PROFILES[settings.profile](template, settings, places, kept, worker, assets, operators)
+    lambdas = functions.add(template, settings, kept, worker, machines, assets)
+    mounts = shared.mounts if shared else []
+    services = cluster.add_services(template, settings, worker, ready=[*lambdas.ready, *mounts])
+    alarms.add(template, settings, kept, lambdas, machines, operators)
+    board = dashboard.add(template, settings, kept, lambdas, machines, worker)
     outputs: dict[str, tuple[str, Any]] = {
         "UploadsBucket": ("Put files here", Ref(kept.uploads)),
         "ResultsBucket": ("Results come here", Ref(kept.results)),
         "JobsTable": ("One record for each job", Ref(kept.table)),
-        "JobsQueueUrl": ("Jobs that wait", Ref(kept.jobs)),
         "DeadLetterQueueUrl": ("Jobs that failed for good, with the reason", Ref(kept.dead_letter)),
-        "UploadEventsQueueUrl": ("What S3 announced", Ref(kept.upload_events)),
         "NoticesQueueUrl": ("What the capacity Lambda hears", Ref(kept.notices)),
         "NoticesTopicArn": ("Where instances announce that they are being taken", Ref(kept.notices_topic)),
         "ClusterName": ("The ECS cluster", Ref(worker.cluster)),
-        "WorkerServiceName": ("The ECS service of the workers", GetAtt(service, "Name")),
-        "SpotFleetId": ("The Spot Fleet", Ref(machines.spot)),
         "OnDemandGroupName": ("The group that helps out", Ref(machines.on_demand)),
+        "DashboardUrl": ("What happens, at a glance", _dashboard_url(board)),
+        **machines.outputs,
     }
+    if kept.upload_events is not None:
+        outputs["UploadEventsQueueUrl"] = ("What S3 announced", Ref(kept.upload_events))
+    for place, (queue, service) in enumerate(zip(settings.queues, services, strict=True)):
+        # The first queue's have no name in front, so that whoever has one queue need not know its name.
+        title = queue.title if place else ""
+        outputs[f"{title}JobsQueueUrl"] = (f"Jobs that wait in {queue.name}", Ref(kept.jobs[queue.name]))
+        outputs[f"{title}WorkerServiceName"] = (f"The ECS service of {queue.name}", GetAtt(service, "Name"))
     for title, (description, value) in outputs.items():
-        template.add_output(Output(title, Description=description, Value=value))
+        name = Export(Sub(f"${{AWS::StackName}}-{title}"))
+        template.add_output(Output(title, Description=description, Value=value, Export=name))
     return template
+
+
+def _dashboard_url(board: cloudwatch.Dashboard) -> Sub:
+    return Sub(
+        f"https://${{Console}}/cloudwatch/home?region=${{AWS::Region}}#dashboards/dashboard/${{{board.title}}}",
+        Console=FindInMap("Consoles", Ref("AWS::Partition"), "Domain"),
+    )
 
 
 STACKS: dict[str, Callable[[Settings, Assets], Template]] = {"cluster": build_cluster}

@@ -48,8 +48,10 @@ mkdir -p /opt/spindrift /etc/spindrift /var/lib/spindrift {HOST_DIR}
 role=$(metadata iam/security-credentials/)
 credentials=$(metadata "iam/security-credentials/$role")
 field() { printf '%s' "$credentials" | tr -d '\n' | sed -n "s/.*\"$1\" *: *\"\([^\"]*\)\".*/\1/p"; }
+# S3 wants the hash of the (empty) body, which curl adds by itself only in newer versions.
 curl -f -s -S --retry 10 --aws-sigv4 "aws:amz:${AWS::Region}:s3" \
   --user "$(field AccessKeyId):$(field SecretAccessKey)" -H "x-amz-security-token: $(field Token)" \
+  -H "x-amz-content-sha256: $(sha256sum < /dev/null | cut -d ' ' -f 1)" \
   -o /opt/spindrift/agent.new "https://s3.${AWS::Region}.${AWS::URLSuffix}/${AssetsBucket}/${AgentKey}"
 if ! printf '%s  %s\n' ${AgentSha256} /opt/spindrift/agent.new | sha256sum --check --status; then
   echo "spindrift: s3://${AssetsBucket}/${AgentKey} is not the agent that this stack was built with" >&2

@@ -67,6 +67,29 @@ def seen(work=0, instances=(), *, in_flight=0, delayed=0, desired=0, **parts):
     )
 
 
+def metrics(line):
+    """What CloudWatch reads from a line of the log: {(stack, name): value}, by the rules of the embedded metric format.
+
+    CloudWatch user guide, "Specification: Embedded metric format": one object and nothing else, a target at the root for
+    every name, a number or up to 100 of them, dimensions as text, units as CloudWatch spells them.
+    """
+    root = json.loads(line)
+    meta = root["_aws"]
+    assert meta.keys() == {"Timestamp", "CloudWatchMetrics"} and type(meta["Timestamp"]) is int
+    [directive] = meta["CloudWatchMetrics"]
+    assert directive.keys() == {"Namespace", "Dimensions", "Metrics"}
+    assert (directive["Namespace"], directive["Dimensions"]) == ("Spindrift", [["Stack"]])
+    assert isinstance(root["Stack"], str) and 0 < len(directive["Metrics"]) <= 100
+    found = {}
+    for metric in directive["Metrics"]:
+        assert metric.keys() == {"Name", "Unit"} and metric["Unit"] in ("Count", "Milliseconds")
+        value = root[metric["Name"]]
+        values = value if isinstance(value, list) else [value]
+        assert 0 < len(values) <= 100 and all(type(each) in (int, float) for each in values)
+        found[root["Stack"], metric["Name"]] = value
+    return found
+
+
 def applied(look: Seen, decision: Decision) -> Seen:
     """What the next look sees if everything was applied and nothing else happened."""
     gone = {*decision.terminate_spot, *decision.terminate_on_demand, *decision.replace_on_demand}

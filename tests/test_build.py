@@ -128,10 +128,10 @@ def test_a_changed_agent_is_not_taken_for_the_last_one(tmp_path):
     "case, content, said",
     [
         ("unknown key", "[compute]\nmax_unit = 4", "compute.max_unit: unknown key; did you mean max_units?"),
-        ("no GPU", '[compute]\ninstance_types = ["m5.large"]', "compute.instance_types: m5.large has no GPU"),
+        ("no GPU", '[compute]\ninstance_types = ["m5.large"]', "compute.instance_types[0]: m5.large has no GPU"),
         ("no zone", "[network]\nzones = 0", "network.zones: at least 1, got 0"),
         ("zero units", "[compute]\nmax_units = 0", "compute.max_units: at least 1, got 0"),
-        ("bucket", '[buckets]\nuploads = "Photos"', "buckets.uploads: 'Photos': S3 wants lower-case letters"),
+        ("a queue", '[[queues]]\n[[queues]]\nname = "Big"', "queues[1].name: must look like"),
         ("not TOML", "[compute", "not TOML"),
         ("no file", None, "there is no such file"),
     ],

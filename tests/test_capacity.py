@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import boto3
 import pytest
-from lambdas_make import NOON, batch, notice, sample
+from lambdas_make import NOON, batch, metrics, notice, policy, sample, seen
+from lambdas_make import instance as an_instance
 from moto import mock_aws
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.spot_requests import SpotFleetRequest, SpotInstanceRequest
@@ -20,6 +21,7 @@ from moto.ecs.models import ecs_backends
 
 from capacity.cloud import SHORT_SINCE_TAG, STACK_TAG, SURPLUS_TAG, Aws, CouldNotApply, CouldNotLook
 from capacity.handler import run
+from capacity.metrics import MOST_VALUES, Metric, embedded, of_notices, of_pass
 from capacity.notices import Kind, Notice
 from capacity.policy import decide
 from capacity.settings import BadSettings, Settings
@@ -64,6 +66,27 @@ def test_bad_settings_are_reported_together():
     )
 
 
+SERVICE = {"name": "w", "queue_url": "u", "jobs_per_task": 1, "max_tasks": 1, "units_per_task": 1}
+
+
+@pytest.mark.parametrize("placement", [{}, {"placement": "anywhere"}, {"placement": None}])
+def test_a_service_says_where_its_work_may_run(placement):
+    with pytest.raises(BadSettings, match="SERVICES is not a list of services"):
+        Settings.read(ENVIRONMENT | {"SERVICES": json.dumps([SERVICE | placement])})
+
+
+@pytest.mark.parametrize(
+    "told, named, other", [('{"g5.xlarge": 2}', 2, 1), ('{"*": 4}', 4, 4), ('{"g5.xlarge": 2, "*": 4}', 2, 4)]
+)
+def test_a_type_that_nobody_named_has_what_all_others_have(told, named, other):
+    read = Settings.read(
+        ENVIRONMENT
+        | {"SERVICES": json.dumps([SERVICE | {"placement": "any"}]), "SPOT_FLEET_ID": "f", "UNITS_BY_TYPE": told}
+    )
+
+    assert (read.units("g5.xlarge"), read.units("g9.huge")) == (named, other)
+
+
 def test_missing_settings_are_all_named():
     with pytest.raises(BadSettings) as error:
         Settings.read({})
@@ -79,12 +102,12 @@ class World:
         self.autoscaling = SESSION.client("autoscaling")
         self.image = "ami-12c6146b"
         self.subnet = self.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-        self.queue = self.sqs.create_queue(QueueName="jobs")["QueueUrl"]
         self.ecs.create_cluster(clusterName="spindrift")
         self.ecs.register_task_definition(
             family="worker", containerDefinitions=[{"name": "w", "image": "w", "memory": 1}]
         )
-        self.ecs.create_service(cluster="spindrift", serviceName="worker", taskDefinition="worker", desiredCount=0)
+        self.services = []
+        self.queue = self.serve("worker", "any")
         tag = [{"Key": STACK_TAG, "Value": "demo"}]
         launch = {
             "ImageId": self.image,
@@ -114,14 +137,26 @@ class World:
             VPCZoneIdentifier=self.subnet,
             Tags=[{"Key": STACK_TAG, "Value": "demo", "PropagateAtLaunch": True}],
         )
-        service = {"name": "worker", "queue_url": self.queue, "jobs_per_task": 1, "max_tasks": 16, "units_per_task": 1}
-        self.settings = Settings.read(ENVIRONMENT | {"SERVICES": json.dumps([service]), "SPOT_FLEET_ID": self.fleet})
-        self.cloud = Aws(SESSION, self.settings)
         self.calls = Counter()
-        for client in (self.cloud._sqs, self.cloud._ec2, self.cloud._ecs, self.cloud._autoscaling):
-            client.meta.events.register("before-call", self._count)
+        self.wire()
         # moto launches at the time of the test; the clock of the Lambda is set a while after that.
         self.now = NOON.now(NOON.tzinfo).replace(microsecond=0) + timedelta(minutes=2)
+
+    def serve(self, name, placement):
+        """A queue and its service; the Lambda knows of it when it is wired again. Returns the queue's URL."""
+        url = self.sqs.create_queue(QueueName=name)["QueueUrl"]
+        self.ecs.create_service(cluster="spindrift", serviceName=name, taskDefinition="worker", desiredCount=0)
+        limits = {"jobs_per_task": 1, "max_tasks": 16, "units_per_task": 1}
+        self.services.append({"name": name, "queue_url": url, "placement": placement, **limits})
+        return url
+
+    def wire(self, **environment):
+        """Start the Lambda anew, with this changed in its environment."""
+        told = {"SERVICES": json.dumps(self.services), "SPOT_FLEET_ID": self.fleet, **environment}
+        self.settings = Settings.read(ENVIRONMENT | told)
+        self.cloud = Aws(SESSION, self.settings)
+        for client in (self.cloud._sqs, self.cloud._ec2, self.cloud._ecs, self.cloud._autoscaling):
+            client.meta.events.register("before-call", self._count)
 
     def _count(self, model, **_):
         self.calls[model.name] += 1
@@ -150,9 +185,9 @@ class World:
             arns.append(joined.container_instance_arn)
         return arns
 
-    def work(self, jobs):
+    def work(self, jobs, queue=None):
         for n in range(jobs):
-            self.sqs.send_message(QueueUrl=self.queue, MessageBody=str(n))
+            self.sqs.send_message(QueueUrl=queue or self.queue, MessageBody=str(n))
 
     def mark(self, instance, code):
         """What EC2 says of the Spot request of an instance it is about to take."""
@@ -184,15 +219,14 @@ class World:
         [group] = self.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
         return group["DesiredCapacity"]
 
-    def tasks(self):
-        [service] = self.ecs.describe_services(cluster="spindrift", services=["worker"])["services"]
+    def tasks(self, name="worker"):
+        [service] = self.ecs.describe_services(cluster="spindrift", services=[name])["services"]
         return service["desiredCount"]
 
     def hear(self, *bodies, later=timedelta()):
         """Run one batch; returns the messages that come again."""
-        reply = run(
-            self.cloud, self.settings.policy, batch(*(bodies or [sample("eventbridge-schedule")])), self.now + later
-        )
+        said = batch(*(bodies or [sample("eventbridge-schedule")]))
+        reply = run(self.cloud, self.settings, said, clock=lambda: self.now + later)
         return [failure["itemIdentifier"] for failure in reply["batchItemFailures"]]
 
 
@@ -256,6 +290,17 @@ def test_a_running_instance_whose_request_is_ending_is_under_notice(world, code)
     world.mark(doomed, code)
 
     assert world.cloud.look(world.now).noticed == {doomed}
+
+
+@pytest.mark.parametrize("told, units", [('{"*": 4}', 4), ('{"p5.48xlarge": 8}', 1)])
+def test_an_instance_of_a_type_nobody_named_stops_nothing(world, told, units):
+    [booting] = world.spot(1)
+    world.wire(UNITS_BY_TYPE=told)
+    world.work(1)
+
+    assert [i.units for i in world.cloud.look(world.now).instances] == [units]
+    world.hear()
+    assert (world.target(), world.live().keys()) == (1, {booting})
 
 
 def test_instances_of_others_are_not_seen(world):
@@ -434,6 +479,19 @@ def test_the_first_upload_asks_the_fleet_and_the_service(world):
     world.hear(sample("wake"))
 
     assert (world.target(), world.tasks(), world.desired()) == (3, 3, 0)
+
+
+def test_each_queue_has_its_tasks_and_gets_the_machines_it_may_have(world):
+    steady, patient = world.serve("steady", "on-demand"), world.serve("patient", "spot")
+    world.wire()
+    world.work(1)
+    world.work(2, patient)
+    world.work(3, steady)
+
+    world.hear()
+
+    assert [world.tasks(name) for name in ("worker", "patient", "steady")] == [1, 2, 3]
+    assert (world.target(), world.desired()) == (3, 3)
 
 
 def test_a_fleet_that_brings_nothing_is_made_up_for_after_patience(world, monkeypatch):
@@ -622,3 +680,153 @@ def test_the_log_tells_every_number_and_why_on_one_line(world, capsys):
     assert line["why"] == "2 units needed, Spot lost 1: On-Demand makes up for it at once"
     assert (line["needed_units"], line["healthy_units"], line["noticed_units"]) == (2, 0, 1)
     assert (line["spot_target"], line["on_demand_desired"], line["backlog"]) == (2, 1, {"worker": 2})
+
+
+# What is measured.
+
+
+def test_a_pass_measures_what_is_needed_what_it_asked_for_and_what_had_joined():
+    look = seen(
+        5,
+        [
+            an_instance("i-1", units=2),
+            an_instance("i-2", joined=False),
+            an_instance("i-3", draining=True),
+            an_instance("i-4", units=4),
+            an_instance("i-5", spot=False),
+        ],
+        noticed=frozenset({"i-4"}),
+        requested=8,
+    )
+
+    assert of_pass(look, decide(look, policy())) == {
+        Metric.NEEDED_UNITS: 5,
+        Metric.REQUESTED_SPOT_UNITS: 5,
+        Metric.REQUESTED_ON_DEMAND_UNITS: 3,
+        Metric.JOINED_SPOT_UNITS: 2,
+        Metric.JOINED_ON_DEMAND_UNITS: 1,
+        Metric.NOTICED_UNITS: 4,
+        Metric.TOP_UP_UNITS: 3,
+        Metric.ERRORS: 0,
+    }
+
+
+def told(name, *, milliseconds=None, kind=Kind.INTERRUPTION):
+    since = None if milliseconds is None else NOON - timedelta(milliseconds=milliseconds)
+    return Notice(kind=kind, instance=name, since=since)
+
+
+@pytest.mark.parametrize(
+    "case, heard, expected",
+    [
+        ("nothing", [], {}),
+        ("not ours, or not drained yet", [told("i-9", milliseconds=5)], {}),
+        (
+            "somebody ends it on purpose",
+            [told("i-1", milliseconds=5, kind=Kind.LIFECYCLE), told("i-2", kind=Kind.REBALANCE)],
+            {},
+        ),
+        ("from a messenger without a time", [told("i-1")], {"Notices": 1}),
+        (
+            "two instances",
+            [told("i-2", milliseconds=1700), told("i-1", milliseconds=40)],
+            {"Notices": 2, "NoticeToDrainingMilliseconds": [40, 1700]},
+        ),
+        (
+            "two messengers, and one without a time",
+            [told("i-1", milliseconds=40), told("i-1", milliseconds=90), told("i-1")],
+            {"Notices": 1, "NoticeToDrainingMilliseconds": [90]},
+        ),
+        ("clocks differ", [told("i-1", milliseconds=-30)], {"Notices": 1, "NoticeToDrainingMilliseconds": [0]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_notice_is_measured_once_it_is_drained(case, heard, expected):
+    assert of_notices(heard, {"i-1", "i-2"}, NOON) == expected
+
+
+def test_of_very_many_notices_the_slowest_are_told():
+    heard = [told(f"i-{n}", milliseconds=n) for n in range(250)]
+
+    measured = of_notices(heard, {notice.instance for notice in heard}, NOON)
+
+    assert measured["Notices"] == 250
+    assert measured["NoticeToDrainingMilliseconds"] == [*range(250 - MOST_VALUES, 250)]
+
+
+def test_the_format_is_what_cloudwatch_reads():
+    whole = {**dict.fromkeys(Metric, 1), Metric.NOTICE_TO_DRAINING: [7]}
+    line = json.dumps(embedded("demo", whole, NOON))
+
+    assert metrics(line) == {("demo", str(name)): value for name, value in whole.items()}
+    assert json.loads(line)["_aws"]["Timestamp"] == NOON.timestamp() * 1000
+    units = {m["Name"]: m["Unit"] for m in json.loads(line)["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+    assert {name for name, unit in units.items() if unit == "Milliseconds"} == {"NoticeToDrainingMilliseconds"}
+
+
+def test_the_line_that_tells_of_a_pass_is_its_measurement(world, capsys):
+    doomed, other = world.spot(2)
+    world.join([doomed, other])
+    world.work(2)
+    since = world.now - timedelta(seconds=1.25)
+
+    world.hear(notice(doomed, observedAt=since.isoformat()))
+
+    *_, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "capacity"
+    assert metrics(line) == {
+        ("demo", name): value
+        for name, value in {
+            "NeededUnits": 2,
+            "RequestedSpotUnits": 2,
+            "RequestedOnDemandUnits": 1,
+            "JoinedSpotUnits": 1,
+            "JoinedOnDemandUnits": 0,
+            "NoticedUnits": 1,
+            "TopUpUnits": 1,
+            "PassErrors": 0,
+            "Notices": 1,
+            "NoticeToDrainingMilliseconds": [1250],
+        }.items()
+    }
+
+
+def test_a_quiet_pass_measures_no_notice(world, capsys):
+    world.hear()
+
+    assert "Notices" not in {name for _, name in metrics(capsys.readouterr().out)}
+
+
+def test_a_pass_that_fails_is_measured_with_what_it_drained(world, capsys):
+    [doomed] = world.spot(1)
+    world.join([doomed])
+    world.sqs.delete_queue(QueueUrl=world.queue)
+
+    with pytest.raises(CouldNotLook):
+        world.hear(notice(doomed))
+
+    *_, line = capsys.readouterr().out.splitlines()
+    assert metrics(line) == {("demo", "PassErrors"): 1, ("demo", "Notices"): 1}
+
+
+def test_draining_is_measured_when_it_is_done(world, capsys, monkeypatch):
+    [doomed] = world.spot(1)
+    world.join([doomed])
+    heard = notice(doomed, observedAt=world.now.isoformat())
+    for name, takes in (("drain", timedelta(seconds=2)), ("look", timedelta(minutes=1))):
+        monkeypatch.setattr(world.cloud, name, taking(world, takes, getattr(world.cloud, name)))
+
+    world.hear(heard)
+
+    *_, line = capsys.readouterr().out.splitlines()
+    assert metrics(line)["demo", "NoticeToDrainingMilliseconds"] == [2000]
+
+
+def taking(world, time, act):
+    """The same act, for which the clock goes on by so much."""
+
+    def slowly(*given):
+        world.now += time
+        return act(*given)
+
+    return slowly

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from lambdas_make import EVENTS as SAMPLES
 from lambdas_make import sample
 
-from capacity.notices import EVENTS, Ignored, Kind, Notice, Wake, read
+from capacity.notices import EVENTS, WARNING, Ignored, Kind, Notice, Wake, read
 
 INSTANCE = "i-0123456789abcdef0"
 ARN = "arn:aws:ecs:eu-west-1:123456789012:container-instance/spindrift/0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 DEADLINE = datetime(2024, 5, 1, 12, 2, tzinfo=UTC)
-FROM_AGENT = Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, deadline=DEADLINE, container_instance=ARN)
+OBSERVED = datetime(2024, 5, 1, 12, 0, 1, tzinfo=UTC)
+FROM_AGENT = Notice(
+    kind=Kind.INTERRUPTION, instance=INSTANCE, since=OBSERVED, deadline=DEADLINE, container_instance=ARN
+)
 FROM_004 = Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, container_instance=ARN)
 ALARM = Wake("alarm spindrift-jobs-to-do is ALARM")
 
@@ -26,8 +30,8 @@ ALARM = Wake("alarm spindrift-jobs-to-do is ALARM")
     "name, heard",
     [
         ("notice-interruption", FROM_AGENT),
-        ("notice-rebalance", Notice(kind=Kind.REBALANCE, instance=INSTANCE, container_instance=ARN)),
-        ("notice-lifecycle", Notice(kind=Kind.LIFECYCLE, instance=INSTANCE, container_instance=ARN)),
+        ("notice-rebalance", replace(FROM_AGENT, kind=Kind.REBALANCE, deadline=None)),
+        ("notice-lifecycle", replace(FROM_AGENT, kind=Kind.LIFECYCLE, deadline=None)),
         ("notice-source-004", FROM_004),
         ("sns-notice", FROM_AGENT),
         ("sns-lambda-notice-source-004", FROM_004),
@@ -36,7 +40,7 @@ ALARM = Wake("alarm spindrift-jobs-to-do is ALARM")
         ("sns-alarm", ALARM),
         (
             "eventbridge-interruption-warning",
-            Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, deadline=DEADLINE),
+            Notice(kind=Kind.INTERRUPTION, instance=INSTANCE, since=DEADLINE - WARNING, deadline=DEADLINE),
         ),
         ("eventbridge-rebalance-recommendation", Notice(kind=Kind.REBALANCE, instance=INSTANCE)),
         ("eventbridge-instance-state", Wake(f"{INSTANCE} is shutting-down")),
@@ -88,6 +92,15 @@ def test_anything_else_is_ignored_with_its_reason(body, reason):
     assert reason in heard.reason
 
 
+@pytest.mark.parametrize("time", ["soon", "", None, 5, "2024-05-01T12:00:00", {}])
+def test_a_notice_with_a_bad_time_is_a_notice(time):
+    agent = {"schema": "spindrift.notice/1", "kind": "interruption", "instanceId": INSTANCE}
+    event = json.loads(sample("eventbridge-interruption-warning"))
+
+    for message in (agent | {"observedAt": time, "deadline": time}, event | {"time": time}):
+        assert read(json.dumps(message)) == [Notice(kind=Kind.INTERRUPTION, instance=INSTANCE)]
+
+
 def test_only_a_recommendation_does_not_mean_leaving():
     assert [kind for kind in Kind if not Notice(kind=kind, instance="i-1").leaving] == [Kind.REBALANCE]
 
@@ -122,7 +135,7 @@ def test_a_message_nested_without_end_is_ignored():
     assert isinstance(read('{"Records": [' * 100_000)[0], Ignored)
 
 
-@pytest.mark.parametrize("module", ["capacity.policy", "capacity.notices", "ingest.routing"])
+@pytest.mark.parametrize("module", ["capacity.policy", "capacity.notices", "capacity.metrics", "ingest.routing"])
 def test_importing_the_pure_part_loads_no_aws_library(module):
     code = f"import {module}, sys; sys.exit(any(m.startswith('boto') for m in sys.modules))"
     lambdas = Path(__file__).parent.parent / "lambdas"

@@ -1,12 +1,15 @@
 """What becomes of a job, decided without a cloud: outcomes, leases, the last minutes, where results go."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 
+import boto3
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from lambdas_make import EVENTS, sample
+from moto import mock_aws
 from worker_make import NOON, ecs
 
 from gpu_worker.handover import LAST_CALL, READY, Doom, Pace, give_back_at
@@ -15,6 +18,9 @@ from gpu_worker.job import LONGEST_KEY, LONGEST_NAME, Job, NotAJob, result_key
 from gpu_worker.lease import Bury, Drop, Hide, Lease, when_refused
 from gpu_worker.outcome import LONGEST_BACKOFF, Finish, Outcome, Reject, Release, Retry, settle
 from gpu_worker.settings import BadSettings, Settings
+from gpu_worker.upload import record_of, told_by_s3
+from ingest.cloud import Aws as IngestAws
+from ingest.routing import uploads
 
 seconds = st.integers(0, 200).map(lambda count: timedelta(seconds=count))
 
@@ -74,8 +80,8 @@ def test_a_process_without_an_answer_never_counts_as_done(returncode, code, said
     "case, record, expected",
     [
         ("no record", None, Bury("the job has no record")),
-        ("succeeded", {"state": "SUCCEEDED"}, Drop()),
-        ("failed", {"state": "FAILED"}, Drop()),
+        ("succeeded", {"state": "SUCCEEDED"}, Drop(succeeded=True)),
+        ("failed", {"state": "FAILED"}, Drop(succeeded=False)),
         ("at work elsewhere", {"lease_until": NOON.timestamp() + 9.0}, Hide(timedelta(seconds=10))),
         ("its lease ended just now", {"lease_until": NOON.timestamp() - 5.0}, Hide(timedelta(seconds=1))),
         (
@@ -193,6 +199,47 @@ def test_a_message_is_a_job_or_is_said_to_be_none(body):
         Job.read(body)
 
 
+UPLOAD_EVENTS = sorted(path.stem for path in EVENTS.glob("s3-*.json"))
+
+
+@pytest.mark.parametrize("name", UPLOAD_EVENTS)
+def test_an_s3_event_is_the_same_jobs_for_the_worker_as_for_the_ingest_lambda(name):
+    mine, theirs = told_by_s3(sample(name)), uploads(sample(name))
+
+    assert [asdict(job) for job in mine] == [asdict(upload) | {"job_id": upload.job_id} for upload in theirs]
+
+
+@pytest.mark.parametrize("name", UPLOAD_EVENTS)
+def test_a_job_has_the_same_record_whoever_writes_it(name):
+    with mock_aws():
+        keys = {"region_name": "eu-west-1", "aws_access_key_id": "x", "aws_secret_access_key": "x"}
+        table = boto3.resource("dynamodb", **keys).create_table(
+            TableName="jobs",
+            KeySchema=[{"AttributeName": "job_id", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "job_id", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        ingest = IngestAws(boto3.Session(**keys), table="jobs", notices_url="")
+        for upload in uploads(sample(name)):
+            ingest.record(upload, "default", NOON)
+        theirs = {item["job_id"]: item for item in table.scan()["Items"]}
+
+    assert {job.job_id: record_of(job, "default", NOON) for job in told_by_s3(sample(name))} == theirs
+
+
+@pytest.mark.parametrize("body", ["", "hello", "[]", "null", "{}", '{"Records": 1}', sample("wake")])
+def test_what_is_no_s3_event_is_left_to_others(body):
+    assert told_by_s3(body) is None
+
+
+@pytest.mark.parametrize(
+    "body", ['{"Records": [{}]}', '{"Records": [1]}', sample("s3-object-created").replace("lighthouse", "%FF")]
+)
+def test_an_s3_event_that_cannot_be_read_is_no_job(body):
+    with pytest.raises(NotAJob, match="an S3 event that cannot be read"):
+        told_by_s3(body)
+
+
 def test_the_nearest_end_counts(tmp_path):
     host = Host(tmp_path, stop_timeout=timedelta(seconds=110))
     assert host.doom(NOON) is None
@@ -241,13 +288,22 @@ def test_without_ecs_the_worker_does_without(capsys):
 
 def test_settings_are_refused_with_every_problem_at_once():
     with pytest.raises(BadSettings) as refused:
-        Settings.read({"SPINDRIFT_MAX_FAILURES": "many", "SPINDRIFT_PROCESSOR": "rm -rf", "AWS_REGION": "eu-west-1"})
+        Settings.read(
+            {
+                "SPINDRIFT_MAX_FAILURES": "many",
+                "SPINDRIFT_PROCESSOR": "rm -rf",
+                "SPINDRIFT_DELETE_UPLOADS": "no",
+                "AWS_REGION": "eu-west-1",
+            }
+        )
 
     assert str(refused.value).split("; ") == [
         "SPINDRIFT_PROCESSOR: module:function, got 'rm -rf'",
+        "SPINDRIFT_QUEUE is missing",
         "SPINDRIFT_QUEUE_URL is missing",
         "SPINDRIFT_DEAD_LETTER_QUEUE_URL is missing",
         "SPINDRIFT_JOBS_TABLE is missing",
         "SPINDRIFT_RESULTS_BUCKET is missing",
         "SPINDRIFT_MAX_FAILURES: a whole number from 1 to 100, got 'many'",
+        "SPINDRIFT_DELETE_UPLOADS: 1 or not at all, got 'no'",
     ]

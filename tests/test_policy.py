@@ -9,14 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lambdas_make import LONG_AGO, NOON, applied, instance, policy, seen
 
-from capacity.policy import Load, Service, Urgency, decide
+from capacity.policy import Load, Placement, Service, Urgency, decide
 
+PLACED = {"worker": Placement.ANY, "patient": Placement.SPOT, "steady": Placement.ON_DEMAND}
 JUST_NOW = NOON - timedelta(seconds=10)
 TOO_LONG = timedelta(minutes=6)
 
 
 def od(name, **parts):
     return instance(name, spot=False, **parts)
+
+
+def waiting(**jobs):
+    """Services with so many jobs waiting, by name."""
+    return tuple(Service(name=name, visible=jobs.get(name, 0), in_flight=0, delayed=0, desired=0) for name in PLACED)
+
+
+def placed(**parts):
+    """A policy with one service of each placement; `**parts` as for a policy."""
+    loads = {n: Load(jobs_per_task=1, max_tasks=50, units_per_task=1, placement=where) for n, where in PLACED.items()}
+    return policy(**{"loads": loads, **parts})
 
 
 @pytest.mark.parametrize(
@@ -210,6 +222,103 @@ def test_tasks_follow_each_queue_and_units_follow_the_tasks():
     assert decision.spot_target == 3 + 2 * 4
 
 
+@pytest.mark.parametrize(
+    "case, work, look, expected",
+    [
+        (
+            "for On-Demand alone: bought at once, and Spot is not asked",
+            {"steady": 2},
+            {},
+            {"spot_target": 0, "on_demand_desired": 2, "needed_units": 2, "top_up_units": 0, "short_since": None},
+        ),
+        (
+            "for Spot alone: waited for, however long it takes",
+            {"patient": 2},
+            {"requested": 2, "short_since": NOON - TOO_LONG},
+            {"spot_target": 2, "on_demand_desired": 0, "needed_units": 2},
+        ),
+        (
+            "for Spot alone, and it was interrupted: waited for",
+            {"patient": 2},
+            {"instances": [instance("i-1"), instance("i-2")], "noticed": frozenset({"i-1"})},
+            {"spot_target": 2, "on_demand_desired": 0, "noticed_units": 1},
+        ),
+        (
+            "each where it belongs, and only what either may do is made up for",
+            {"worker": 3, "patient": 4, "steady": 1},
+            {"requested": 7, "short_since": NOON - TOO_LONG},
+            {"spot_target": 7, "on_demand_desired": 4, "needed_units": 8, "on_demand_target": 4, "top_up_units": 3},
+        ),
+        (
+            "Spot that is there is for what either may do first",
+            {"worker": 2, "patient": 4},
+            {"instances": [instance("i-1"), instance("i-2")], "requested": 6, "short_since": NOON - TOO_LONG},
+            {"spot_target": 6, "on_demand_desired": 0, "short_since": NOON - TOO_LONG},
+        ),
+        (
+            "Spot is whole and calm, but there is work for On-Demand alone: its instance stays, the other leaves",
+            {"worker": 1, "steady": 1},
+            {"instances": [instance("i-1"), od("i-2"), od("i-3", tasks=1)]},
+            {"drain": ("i-2",), "on_demand_desired": 2, "top_up_units": 0},
+        ),
+        (
+            "its work is done and Spot is short: it stays for what either may do",
+            {"worker": 1},
+            {"instances": [od("i-1")], "requested": 1, "short_since": JUST_NOW},
+            {"drain": (), "on_demand_desired": 1, "top_up_units": 1},
+        ),
+        (
+            "its work is done and the rest is for Spot alone: it leaves",
+            {"patient": 1},
+            {"instances": [od("i-1")], "requested": 1, "short_since": JUST_NOW},
+            {"drain": ("i-1",)},
+        ),
+        (
+            "Spot is calm for what either may do, and the rest waits for Spot alone: it leaves",
+            {"worker": 1, "patient": 5},
+            {"instances": [instance("i-1"), od("i-2")], "requested": 6, "short_since": JUST_NOW},
+            {"drain": ("i-2",), "top_up_units": 0},
+        ),
+        (
+            "one for its own work and one for what either may do: both stay until Spot is there",
+            {"worker": 1, "steady": 1},
+            {"instances": [od("i-1"), od("i-2")], "requested": 1, "short_since": JUST_NOW},
+            {"drain": (), "on_demand_desired": 2, "top_up_units": 1},
+        ),
+        (
+            "more for On-Demand alone than the limit",
+            {"steady": 30},
+            {},
+            {"spot_target": 0, "on_demand_desired": 10, "needed_units": 10},
+        ),
+        (
+            "the limits of Spot and of On-Demand are two",
+            {"worker": 30, "steady": 3},
+            {},
+            {"spot_target": 20, "on_demand_desired": 3, "needed_units": 23},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_work_runs_where_it_may(case, work, look, expected):
+    decision = decide(seen(services=waiting(**work), **look), placed())
+
+    assert {name: getattr(decision, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("urgency", Urgency)
+def test_work_for_on_demand_alone_waits_for_no_urgency(urgency):
+    assert decide(seen(services=waiting(steady=2)), placed(urgency=urgency)).on_demand_desired == 2
+
+
+def test_on_demand_alone_and_a_top_up_share_an_instance():
+    look = seen(services=waiting(worker=3, steady=1), requested=3, short_since=NOON - TOO_LONG)
+
+    decision = decide(look, placed(on_demand_units=4))
+
+    assert (decision.on_demand_desired, decision.on_demand_target, decision.top_up_units) == (1, 4, 0)
+
+
 def test_a_top_up_is_whole_instances_within_its_limit():
     look = seen(9, [instance(f"i-{n}") for n in range(9)], noticed=frozenset(f"i-{n}" for n in range(5)))
 
@@ -232,16 +341,23 @@ def test_a_loss_seen_by_one_pass_only_stays_made_up_for():
         (seen(2), "2 units needed, Spot has 2 more to bring"),
         (seen(1, requested=1), "1 units needed, Spot lost 1: On-Demand makes up for it at once"),
         (seen(25), "20 units needed, Spot has 20 more to bring; 25 units of work meet the limit of 20"),
+        (seen(services=waiting(steady=2)), "2 units needed, 2 of them On-Demand alone, Spot is whole"),
+        (
+            seen(services=waiting(worker=1, steady=12)),
+            "11 units needed, 10 of them On-Demand alone, Spot has 1 more to bring; "
+            "12 units of work for On-Demand alone meet the limit of 10",
+        ),
     ],
 )
 def test_the_reason_is_a_sentence(look, words):
-    assert decide(look, policy()).reason == words
+    assert decide(look, placed()).reason == words
 
 
 # The laws. Numbers are small, so that limits, ties and zeros are drawn often.
 
 few = st.integers(0, 4)
-work = st.integers(0, 8)
+work = st.just(0) | st.integers(0, 8)
+names = st.sampled_from(sorted(PLACED))
 law = settings(max_examples=300, deadline=None)
 ages = st.sampled_from([timedelta(seconds=5), timedelta(minutes=1), timedelta(minutes=6), timedelta(hours=1)])
 
@@ -273,9 +389,9 @@ def looks(draw, work=work):
     made = draw(instances())
     present = sum(not i.spot for i in made)
     return seen(
-        draw(work),
+        0,
         made,
-        desired=draw(few),
+        services=tuple(replace(service, visible=draw(work), desired=draw(few)) for service in waiting()),
         requested=draw(st.integers(0, 8)),
         short_since=draw(st.none() | ages.map(lambda age: NOON - age)),
         on_demand_requested=present + draw(st.integers(-1, 2)) if present else draw(few),
@@ -286,12 +402,15 @@ def looks(draw, work=work):
 
 @st.composite
 def policies(draw):
-    per_task = draw(st.integers(1, 2))
     return policy(
         loads={
-            "worker": Load(
-                jobs_per_task=per_task, max_tasks=draw(st.integers(2, 9)), units_per_task=draw(st.integers(1, 2))
+            name: Load(
+                jobs_per_task=draw(st.integers(1, 2)),
+                max_tasks=draw(st.integers(2, 9)),
+                units_per_task=draw(st.integers(1, 2)),
+                placement=placement,
             )
+            for name, placement in PLACED.items()
         },
         on_demand_units=draw(st.sampled_from([1, 1, 2, 4])),
         max_units=draw(st.integers(0, 9)),
@@ -302,6 +421,26 @@ def policies(draw):
 
 def total_units(decision, chosen):
     return decision.spot_target + decision.on_demand_desired * chosen.on_demand_units
+
+
+def busier(look, name, jobs, where="visible"):
+    """The same look with more jobs in one queue."""
+    return replace(
+        look,
+        services=tuple(
+            replace(service, **{where: getattr(service, where) + jobs}) if service.name == name else service
+            for service in look.services
+        ),
+    )
+
+
+def idler(look, *empty):
+    """The same look without jobs in these queues."""
+    return replace(look, services=tuple(replace(s, visible=0) if s.name in empty else s for s in look.services))
+
+
+def units_of_work(decision, chosen, name):
+    return decision.services[name] * chosen.loads[name].units_per_task
 
 
 def acts(decision):
@@ -321,20 +460,42 @@ def test_targets_keep_within_the_limits(look, chosen):
     decision = decide(look, chosen)
 
     assert 0 <= decision.spot_target <= chosen.max_units
-    assert 0 <= decision.services["worker"] <= chosen.loads["worker"].max_tasks
+    assert all(0 <= decision.services[name] <= chosen.loads[name].max_tasks for name in PLACED)
     bought = max(0, decision.on_demand_desired - look.on_demand_requested)
     assert not bought or decision.on_demand_desired * chosen.on_demand_units <= chosen.max_on_demand_units
 
 
 @law
-@given(looks(), policies(), st.integers(1, 4), st.sampled_from(["visible", "in_flight", "delayed"]))
-def test_more_work_never_means_fewer_units(look, chosen, more, where):
-    [service] = look.services
-    less = decide(look, chosen)
-    busier = decide(replace(look, services=(replace(service, **{where: getattr(service, where) + more}),)), chosen)
+@given(looks(), policies(), names, st.integers(1, 4), st.sampled_from(["visible", "in_flight", "delayed"]))
+def test_more_work_never_means_fewer_units(look, chosen, name, more, where):
+    less, greater = decide(look, chosen), decide(busier(look, name, more, where), chosen)
 
-    assert total_units(less, chosen) <= total_units(busier, chosen)
-    assert less.services["worker"] <= busier.services["worker"]
+    assert total_units(less, chosen) <= total_units(greater, chosen)
+    assert less.needed_units <= greater.needed_units
+    assert less.spot_target <= greater.spot_target
+    assert less.services[name] <= greater.services[name]
+
+
+@law
+@given(looks(), policies(), st.integers(1, 9))
+def test_work_for_on_demand_alone_leaves_spot_as_it_is(look, chosen, more):
+    less, greater = decide(look, chosen), decide(busier(look, "steady", more), chosen)
+
+    for name in ("spot_target", "healthy_units", "short_since", "terminate_spot"):
+        assert getattr(less, name) == getattr(greater, name)
+    mine = units_of_work(greater, chosen, "steady")
+    limit = chosen.max_on_demand_units // chosen.on_demand_units * chosen.on_demand_units
+    assert greater.on_demand_target >= min(mine, limit)
+
+
+@law
+@given(looks(), policies(), st.integers(1, 9))
+def test_work_for_spot_alone_never_raises_on_demand(look, chosen, more):
+    less, greater = decide(look, chosen), decide(busier(look, "patient", more), chosen)
+
+    assert greater.on_demand_desired <= less.on_demand_desired
+    assert greater.top_up_units <= less.top_up_units
+    assert decide(idler(look, "worker"), chosen).top_up_units == 0
 
 
 @law
@@ -399,17 +560,17 @@ def test_without_work_nothing_idles(look, chosen):
 @law
 @given(looks(), policies())
 def test_every_unit_of_work_counts_wherever_it_waits(look, chosen):
-    [service] = look.services
-    moved = replace(service, visible=0, in_flight=service.visible, delayed=service.in_flight)
+    moved = tuple(replace(s, visible=0, in_flight=s.visible, delayed=s.in_flight) for s in look.services)
 
-    assert decide(replace(look, services=(moved,)), chosen) == decide(look, chosen)
+    assert decide(replace(look, services=moved), chosen) == decide(look, chosen)
 
 
 @law
 @given(looks(), policies())
 def test_no_more_is_bought_than_spot_is_short_of(look, chosen):
     decision = decide(look, chosen)
-    shortage = max(0, decision.needed_units - decision.healthy_units)
+    shared = min(chosen.max_units, units_of_work(decision, chosen, "worker"))
+    shortage = max(0, shared - decision.healthy_units) + units_of_work(decision, chosen, "steady")
 
     if decision.on_demand_desired > look.on_demand_requested:
         assert (decision.on_demand_desired - 1) * chosen.on_demand_units < shortage
@@ -418,7 +579,7 @@ def test_no_more_is_bought_than_spot_is_short_of(look, chosen):
 @law
 @given(looks(), policies())
 def test_a_fleet_that_still_launches_buys_nothing(look, chosen):
-    launching = replace(look, noticed=frozenset(), short_since=NOON - timedelta(minutes=1))
+    launching = replace(idler(look, "steady"), noticed=frozenset(), short_since=NOON - timedelta(minutes=1))
 
     assert decide(launching, chosen).on_demand_desired <= look.on_demand_requested
 

@@ -6,9 +6,10 @@ import pytest
 from moto.ec2.models.instance_types import INSTANCE_TYPES as MOTO
 
 from templates.instance_types import INSTANCE_TYPES
-from templates.settings import BadSettings, Settings
+from templates.settings import MOST_QUEUES, BadSettings, Queue, Section, Settings, _flat
 
 ROOT = Path(__file__).parents[1]
+LOWEST = {"allocation_strategy": "lowestPrice"}
 
 
 def mistakes(**table):
@@ -24,8 +25,25 @@ def test_the_file_that_we_ship_says_every_default():
 
     assert Settings.load(path) == Settings()
     for section, field in Settings.model_fields.items():
-        for key in getattr(field.annotation, "model_fields", {}):
-            assert key in table[section] or f"# {key} = " in text, f"{section}.{key} is not documented in place"
+        assert section in table, f"{section} is not there"
+        for kind in _flat(field.annotation):
+            for key in kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ():
+                said = key in json.dumps(table[section]) or f"# {key} = " in text or f"# [{section}.{key}]" in text
+                assert said, f"{section}.{key} is not documented in place"
+
+
+def test_every_option_has_a_line_in_the_file_of_all_options():
+    """What the tests deploy, update and delete as `everything` must not lose an option that came later."""
+    table = tomllib.loads((ROOT / "tests/everything.toml").read_text())
+
+    assert Settings.load(ROOT / "tests/everything.toml") == Settings.read(table)
+    for section, key in (
+        ("network", "private"), ("compute", "attributes"), ("on_demand", "warm_units"), ("worker", "shared_files"),
+        ("uploads", "ingest"), ("uploads", "delete_after_success"), ("security", "session_manager"),
+        ("notify", "email"), ("notify", "scaling"), ("notify", "monthly_budget_usd"),
+    ):  # fmt: skip
+        assert table[section][key], f"{section}.{key}"
+    assert {queue["placement"] for queue in table["queues"] if "placement" in queue} == {"on-demand", "spot"}
 
 
 @pytest.mark.parametrize(
@@ -39,18 +57,18 @@ def test_the_file_that_we_ship_says_every_default():
         (
             "a type without a GPU",
             {"compute": {"instance_types": ["g5.xlarge", "m5.large"]}},
-            "compute.instance_types: m5.large has no GPU; choose among g4dn.xlarge, g5.xlarge, g6.xlarge, g6e.xlarge or a larger size",
+            "compute.instance_types[1]: m5.large has no GPU; choose among g4dn.xlarge, g5.xlarge, g6.xlarge, g6e.xlarge or a larger size",
         ),
         (
             "another make of GPU",
             {"compute": {"instance_types": ["g4ad.xlarge"]}},
-            "compute.instance_types: g4ad.xlarge is not an x86 type with whole NVIDIA GPUs that is known here; "
+            "compute.instance_types[0]: g4ad.xlarge is not an x86 type with whole NVIDIA GPUs that is known here; "
             "choose among g4dn.xlarge, g5.xlarge, g6.xlarge, g6e.xlarge or a larger size",
         ),
         (
             "a size that does not exist",
             {"compute": {"instance_types": ["gr6.xlarge"]}},
-            "compute.instance_types: gr6.xlarge does not exist; gr6 comes as gr6.4xlarge, gr6.8xlarge",
+            "compute.instance_types[0]: gr6.xlarge does not exist; gr6 comes as gr6.4xlarge, gr6.8xlarge",
         ),
         ("no type", {"compute": {"instance_types": []}}, "compute.instance_types: at least 1, got none"),
         (
@@ -62,18 +80,6 @@ def test_the_file_that_we_ship_says_every_default():
             "the root volume is smaller than the image",
             {"compute": {"root_volume_gib": 8}},
             "compute.root_volume_gib: at least 30, got 8",
-        ),
-        (
-            "a bucket S3 refuses",
-            {"buckets": {"uploads": "My_Uploads"}},
-            "buckets.uploads: 'My_Uploads': S3 wants lower-case letters, digits, dots and hyphens, "
-            "with a letter or digit at both ends",
-        ),
-        ("a short bucket", {"buckets": {"results": "ab"}}, "buckets.results: 'ab' has 2 characters; S3 wants 3 to 63"),
-        (
-            "one bucket for both would feed itself",
-            {"buckets": {"uploads": "one", "results": "one"}},
-            "buckets.results: must differ from buckets.uploads, got 'one' for both",
         ),
         (
             "a VPC without subnets",
@@ -97,8 +103,117 @@ def test_the_file_that_we_ship_says_every_default():
             {"on_demand": {"urgency": "later"}},
             "on_demand.urgency: one of 'now', 'deadline' or 'spot-only', got 'later'",
         ),
-        ("lease too long", {"queue": {"lease_seconds": 43_201}}, "queue.lease_seconds: at most 43200, got 43201"),
-        ("lease too short", {"queue": {"lease_seconds": 9}}, "queue.lease_seconds: at least 10, got 9"),
+        (
+            "lease too long",
+            {"queues": [{"lease_seconds": 43_201}]},
+            "queues[0].lease_seconds: at most 43200, got 43201",
+        ),
+        ("lease too short", {"queues": [{"lease_seconds": 9}]}, "queues[0].lease_seconds: at least 10, got 9"),
+        (
+            "the second queue",
+            {"queues": [{}, {"name": "urgent", "prefix": "urgent*"}]},
+            "queues[1].prefix: must look like ^[A-Za-z0-9!_.'()/-]*$, got 'urgent*'",
+        ),
+        ("no queue", {"queues": []}, "queues: at least 1, got 0"),
+        (
+            "more queues than a Lambda can be told",
+            {"queues": [{"name": f"q{n}", "prefix": f"{n}"} for n in range(MOST_QUEUES + 1)]},
+            "queues: at most 10, got 11",
+        ),
+        ("one queue, not a list", {"queues": {"name": "mine"}}, "queues: must be a list, got {'name': 'mine'}"),
+        ("as it was once", {"queue": {"max_tasks": 3}}, "queue: unknown key; did you mean queues?"),
+        ("a queue's unknown key", {"queues": [{"nam": "mine"}]}, "queues[0].nam: unknown key; did you mean name?"),
+        (
+            "where its workers may run",
+            {"queues": [{"placement": "cheap"}]},
+            "queues[0].placement: one of 'any', 'spot' or 'on-demand', got 'cheap'",
+        ),
+        (
+            "two queues of one name",
+            {"queues": [{"prefix": "a/"}, {"prefix": "b/"}]},
+            "queues: each has a name of its own, got 'default' twice",
+        ),
+        (
+            "two queues of one prefix",
+            {"queues": [{"name": "a", "prefix": "in/"}, {"name": "b", "prefix": "in/"}]},
+            "queues: each has a prefix of its own, got 'in/' twice",
+        ),
+        (
+            "two queues whose resources would have one name",
+            {"queues": [{"name": "big-1"}, {"name": "big1", "prefix": "big/"}]},
+            "queues: names must differ in more than hyphens, got 'big-1', 'big1'",
+        ),
+        (
+            "S3 takes no prefix within another",
+            {"uploads": {"ingest": "direct"}, "queues": [{}, {"name": "urgent", "prefix": "urgent/"}]},
+            "queues[1].prefix: S3 itself takes no prefix within another (uploads.ingest is direct), "
+            "got 'urgent/' and ''",
+        ),
+        (
+            "attributes beside a list",
+            {"compute": {"attributes": {}, "instance_types": ["g5.xlarge"]}},
+            "compute.attributes: instead of instance_types, not beside it; got both",
+        ),
+        (
+            "attributes that nothing has",
+            {"compute": {"attributes": {"min_vcpus": 8, "max_vcpus": 4}}},
+            "compute.attributes.max_vcpus: at least min_vcpus (8), got 4",
+        ),
+        (
+            "a GPU of another make",
+            {"compute": {"attributes": {"gpu_names": ["radeon-pro-v520"]}}},
+            "compute.attributes.gpu_names[0]: one of 't4', 'v100', 'a10g', 'l4', 'l40s', 'a100' or 'h100', "
+            "got 'radeon-pro-v520'",
+        ),
+        (
+            "a GPU that Auto Scaling has no word for",
+            {"profile": "groups", "spot": LOWEST, "compute": {"attributes": {"gpu_names": ["t4", "l4"]}}},
+            "compute.attributes.gpu_names: groups know only t4, v100, a100 (profile is groups), got l4",
+        ),
+        (
+            "a strategy that attributes do not go with",
+            {"compute": {"attributes": {}}},
+            "spot.allocation_strategy: with compute.attributes one of priceCapacityOptimized, capacityOptimized, "
+            "lowestPrice, got 'diversified'",
+        ),
+        (
+            "more subnets than EC2 takes attributes",
+            {"compute": {"attributes": {}}, "spot": LOWEST, "network": {"zones": 5}},
+            "network: at most 4 subnets with compute.attributes, got 5",
+        ),
+        (
+            "attributes that allow too small a host",
+            {"compute": {"attributes": {"min_memory_mib": 8192}}, "spot": LOWEST},
+            "worker.memory_mib: at most 7526 per GPU on the smallest type that compute.attributes allows, got 12288",
+        ),
+        (
+            "a warm pool of two types",
+            {"on_demand": {"warm_units": 1}},
+            "on_demand.instance_types: a warm pool has one type (warm_units is 1), got g4dn.xlarge, g5.xlarge",
+        ),
+        (
+            "more warm than there may be",
+            {"on_demand": {"instance_types": ["g5.xlarge"], "warm_units": 5}},
+            "on_demand.warm_units: at most max_units (4), got 5",
+        ),
+        ("nobody to tell", {"notify": {"scaling": True}}, "notify.email: must be set when notify.scaling is, got none"),
+        (
+            "nobody to warn",
+            {"notify": {"monthly_budget_usd": 500}},
+            "notify.email: must be set when notify.monthly_budget_usd is, got none",
+        ),
+        (
+            "private subnets that are given",
+            {"network": {"vpc_id": "vpc-12345678", "subnet_ids": ["subnet-12345678"], "private": True}},
+            "network.private: only for a VPC of our own, got vpc_id vpc-12345678 (its subnets are as they are)",
+        ),
+        ("profile", {"profile": "fleets"}, "profile: one of 'fleet' or 'groups', got 'fleets'"),
+        (
+            "a bucket's name",
+            {"buckets": {"uploads": "mine"}},
+            "buckets: unknown key; known are profile, network, compute, spot, on_demand, queues, worker, uploads, "
+            "security, notify, logs, tags",
+        ),
         (
             "stops after the instance",
             {"worker": {"stop_timeout_seconds": 120}},
@@ -111,8 +226,13 @@ def test_the_file_that_we_ship_says_every_default():
         ),
         (
             "more tasks than GPUs",
-            {"queue": {"max_tasks": 9}},
-            "queue.max_tasks: at most compute.max_units (8: one GPU each), got 9",
+            {"queues": [{"max_tasks": 9}]},
+            "queues[0].max_tasks: at most compute.max_units (8: one GPU each), got 9",
+        ),
+        (
+            "more tasks than dear GPUs",
+            {"queues": [{"placement": "on-demand", "max_tasks": 5}]},
+            "queues[0].max_tasks: at most on_demand.max_units (4: one GPU each), got 5",
         ),
         ("days that CloudWatch lacks", {"logs": {"retention_days": 2}}, None),
         ("our own tag", {"tags": {"spindrift:stack": "mine"}}, None),
@@ -141,16 +261,24 @@ def test_a_mistake_is_told_with_key_limit_and_value(case, table, expected):
         assert told[0].startswith(section) and named in told[0]
 
 
+def test_all_mistakes_of_a_list_are_told_and_only_those():
+    told = mistakes(queues=[{"name": "Big"}, {"prefix": "a*", "max_failures": 0}])
+
+    assert [line.partition(":")[0] for line in told] == [
+        "queues[0].name", "queues[1].prefix", "queues[1].max_failures",
+    ]  # fmt: skip
+
+
 def test_all_mistakes_are_told_at_once_those_between_sections_too():
     told = mistakes(
         network={"zones": 0, "colour": 1},
         worker={"memory_mib": 99_999},
-        queue={"max_tasks": 99},
+        queues=[{"max_tasks": 99}],
         logs={"retention_days": 2},
     )
 
     assert [line.partition(":")[0] for line in told] == [
-        "network.zones", "network.colour", "logs.retention_days", "queue.max_tasks", "worker.memory_mib",
+        "network.zones", "network.colour", "logs.retention_days", "queues[0].max_tasks", "worker.memory_mib",
     ]  # fmt: skip
 
 
@@ -192,3 +320,7 @@ def test_our_table_of_instance_types_says_what_ec2_says():
         ), json.dumps(name)
         assert real["ProcessorInfo"]["SupportedArchitectures"] == ["x86_64"], name
         assert "spot" in real["SupportedUsageClasses"], name
+
+
+def test_names_of_queues_begin_their_resources():
+    assert [Queue(name=name).title for name in ("default", "big-ones", "v2")] == ["Default", "BigOnes", "V2"]

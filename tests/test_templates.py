@@ -1,3 +1,4 @@
+import ast
 import base64
 import hashlib
 import json
@@ -8,22 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from templates import userdata
-from templates.assets import Asset, Assets
+from templates import policies, userdata
 from templates.instance_types import INSTANCE_TYPES
-from templates.settings import STACK_TAG, Settings
+from templates.settings import MOST_QUEUES, STACK_TAG, Queue, Settings
 from templates.stacks import STACKS, rendered
+from tests.stacks_make import EVERYTHING, GIVEN_VPC, HASH, TABLES, assets
 
-HASH = "0123456789abcdef" * 4
-ASSETS = Assets(
-    ingest=Asset(f"ingest-{HASH[:16]}.zip", HASH),
-    capacity=Asset(f"capacity-{HASH[:16]}.zip", HASH),
-    agent=Asset(f"agent-{HASH[:16]}.pyz", HASH),
-)
-GIVEN_VPC = {"vpc_id": "vpc-12345678", "subnet_ids": ["subnet-11111111", "subnet-22222222"]}
+ROOT = Path(__file__).parents[1]
+ASSETS = assets()
+GROUPS = TABLES["groups"]
+TWO_QUEUES = {"queues": [{"name": "urgent", "prefix": "urgent/", "lease_seconds": 77}, {"name": "big-ones"}]}
+DIRECT = {
+    "uploads": {"ingest": "direct"},
+    "queues": [{"name": "urgent", "prefix": "urgent/"}, {"name": "big-ones", "prefix": "big/"}],
+}
 
 
 def text(**table):
@@ -43,44 +46,58 @@ def of_type(kind, **table):
 
 
 def overrides(**table):
+    """Those of all zones, wherever there are so many."""
     (config,) = resource("SpotFleet", **table)["SpotFleetRequestConfigData"]["LaunchTemplateConfigs"]
-    return config["Overrides"]
+    return [override["Fn::If"][1] if "Fn::If" in override else override for override in config["Overrides"]]
 
 
 def statements(role, **table):
     return [s for p in resource(role, **table)["Policies"] for s in p["PolicyDocument"]["Statement"]]
 
 
-def allowed(role, action):
-    (found,) = (s for s in statements(role) if action in s["Action"])
+def allowed(role, action, **table):
+    (found,) = (s for s in statements(role, **table) if action in s["Action"])
     return found
 
 
-@pytest.mark.parametrize("stack", STACKS)
-def test_every_stack_renders_as_agreed(stack, golden):
-    golden(f"{stack}.json", rendered(STACKS[stack](Settings(), ASSETS)))
+def actions(role, **table):
+    return {action for statement in statements(role, **table) for action in statement["Action"]}
+
+
+def container(title, **table):
+    (found,) = resource(title, **table)["ContainerDefinitions"]
+    return {**found, "Environment": {pair["Name"]: pair["Value"] for pair in found["Environment"]}}
+
+
+@pytest.mark.parametrize(
+    "name, table",
+    [("cluster", {}), ("cluster-everything", EVERYTHING), ("cluster-groups", {"profile": "groups"})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_stack_renders_as_agreed(name, table, golden):
+    stack, _, _ = name.partition("-")
+    golden(f"{name}.json", rendered(STACKS[stack](Settings.read(table), ASSETS)))
 
 
 @pytest.mark.parametrize(
     "case, table",
     [
-        ("defaults", {}),
-        ("a given VPC", {"network": GIVEN_VPC}),
-        ("everything chosen", {
-            "uploads": {"prefix": "in/"}, "buckets": {"uploads": "my-uploads", "results": "my-results"},
+        ("groups of a list", {"profile": "groups", **TWO_QUEUES}),
+        ("Spot only, in one zone", {
             "tags": {"team": "imaging"}, "spot": {"allocation_strategy": "capacityOptimizedPrioritized"},
-            "on_demand": {"urgency": "spot-only", "max_units": 0}, "network": {"zones": 1},
+            "on_demand": {"urgency": "spot-only", "max_units": 0}, "network": {"zones": 1}, **DIRECT,
         }),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_cfn_lint_has_nothing_to_say(case, table, tmp_path):
+    """Of what the judges are not shown (test_judges.py)."""
     path = tmp_path / "cluster.json"
     path.write_text(text(**table))
 
     lint = subprocess.run(
         [Path(sys.executable).with_name("cfn-lint"), "-e", "-x", "E3012:strict=true",
-         "-r", "us-east-1", "eu-west-1", "eu-central-1", "us-west-2", "-t", path],
+         "-r", "us-east-1", "eu-west-1", "us-west-1", "us-gov-west-1", "cn-north-1", "-t", path],
         capture_output=True, text=True,
     )  # fmt: skip
 
@@ -93,7 +110,7 @@ def test_a_new_process_renders_the_same_bytes():
         subprocess.run(
             [sys.executable, "-c", program],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
-            cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+            cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout
         for seed in ("1", "2")
     }  # fmt: skip
@@ -113,7 +130,7 @@ def test_every_type_in_every_subnet_is_a_pool_with_its_gpus_for_weight(names, zo
     found = overrides(compute={"instance_types": names}, network={"zones": zones})
 
     pools = [(o["InstanceType"], o["SubnetId"]["Ref"]) for o in found]
-    assert sorted(pools) == sorted((name, f"PublicSubnet{n + 1}") for name in names for n in range(zones))
+    assert sorted(pools) == sorted((name, f"Subnet{n + 1}") for name in names for n in range(zones))
     assert all(o["WeightedCapacity"] == INSTANCE_TYPES[o["InstanceType"]].gpus for o in found)
 
 
@@ -164,33 +181,39 @@ def test_containers_cannot_reach_the_instances_credentials():
     launch = resource("LaunchTemplate")["LaunchTemplateData"]
 
     assert launch["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
-    assert resource("WorkerTask")["NetworkMode"] == "bridge"
+    assert resource("DefaultTask")["NetworkMode"] == "bridge"
 
 
 def test_instances_wait_for_their_way_out():
     ready = template()["Resources"]["SpotFleet"]["DependsOn"]
 
-    assert "RouteOut" in ready and "PublicSubnet3Routes" in ready
+    assert "RouteOut" in ready and "Subnet1Routes" in ready
 
 
 # Numbers that the capacity Lambda owns
 
 
 def test_an_update_of_the_stack_resets_neither_service_nor_group():
-    assert "DesiredCount" not in resource("WorkerService")
+    assert "DesiredCount" not in resource("DefaultService")
     assert "DesiredCapacity" not in resource("OnDemandGroup")
+
+
+def test_a_new_service_of_groups_wants_nothing():
+    """Application Auto Scaling can only be told of a service that is there, and that is waited for (decision 0013)."""
+    assert resource("DefaultService", profile="groups")["DesiredCount"] == 0
+    assert not actions("CapacityRole", profile="groups") & {"ecs:UpdateService", "ec2:TerminateInstances"}
 
 
 def test_a_new_service_finds_the_lambda_that_sets_it_to_none():
     """Without, CloudFormation waits hours for the one task that a new service wants (decision 0010)."""
-    ready = set(template()["Resources"]["WorkerService"]["DependsOn"])
+    ready = set(template()["Resources"]["DefaultService"]["DependsOn"])
 
     assert {"CapacitySource", "EveryMinute", "NoticesPolicy"} <= ready
-    assert "WorkerService" not in json.dumps(resource("CapacityFunction"))
+    assert "DefaultService" not in json.dumps(resource("CapacityFunction"))
 
 
 def test_a_task_on_a_draining_instance_does_not_wait_for_its_replacement():
-    service = resource("WorkerService")["DeploymentConfiguration"]
+    service = resource("DefaultService")["DeploymentConfiguration"]
 
     assert service["MinimumHealthyPercent"] == 0
     assert service["MaximumPercent"] > 100
@@ -200,26 +223,93 @@ def test_a_task_on_a_draining_instance_does_not_wait_for_its_replacement():
 
 
 def test_the_worker_has_a_gpu_the_notice_file_and_time_to_stop():
-    task = resource("WorkerTask")
-    (container,) = task["ContainerDefinitions"]
+    worker = container("DefaultTask")
 
-    assert container["ResourceRequirements"] == [{"Type": "GPU", "Value": "1"}]
-    assert {"SourceVolume": "host", "ContainerPath": "/run/spindrift", "ReadOnly": True} in container["MountPoints"]
-    assert {"Name": "host", "Host": {"SourcePath": "/run/spindrift"}} in task["Volumes"]
-    assert container["StopTimeout"] == 110
-    assert container["ReadonlyRootFilesystem"] is True
+    assert worker["ResourceRequirements"] == [{"Type": "GPU", "Value": "1"}]
+    assert {"SourceVolume": "host", "ContainerPath": "/run/spindrift", "ReadOnly": True} in worker["MountPoints"]
+    assert {"Name": "host", "Host": {"SourcePath": "/run/spindrift"}} in resource("DefaultTask")["Volumes"]
+    assert worker["StopTimeout"] == 110
+    assert worker["ReadonlyRootFilesystem"] is True
 
 
 def test_a_job_is_never_lost_to_the_number_of_its_interruptions():
     """SQS counts every receive, a release too; the worker counts failures."""
-    assert resource("Jobs")["RedrivePolicy"]["maxReceiveCount"] == 1000
-    assert resource("Jobs", queue={"lease_seconds": 77})["VisibilityTimeout"] == 77
+    assert resource("DefaultJobs")["RedrivePolicy"]["maxReceiveCount"] == 1000
+    assert resource("DefaultJobs", queues=[{"lease_seconds": 77}])["VisibilityTimeout"] == 77
+
+
+def test_every_queue_has_workers_of_its_own():
+    for title, name, lease in (("Urgent", "urgent", 77), ("BigOnes", "big-ones", 60)):
+        environment = container(f"{title}Task", **TWO_QUEUES)["Environment"]
+        service = resource(f"{title}Service", **TWO_QUEUES)
+
+        assert environment["SPINDRIFT_QUEUE"] == name
+        assert environment["SPINDRIFT_QUEUE_URL"] == {"Ref": f"{title}Jobs"}
+        assert environment["SPINDRIFT_LEASE_SECONDS"] == str(lease)
+        assert resource(f"{title}Jobs", **TWO_QUEUES)["VisibilityTimeout"] == lease
+        assert service["TaskDefinition"] == {"Ref": f"{title}Task"}
+        assert service["ServiceName"] == {"Fn::Sub": f"${{AWS::StackName}}-{name}"}
+
+
+@pytest.mark.parametrize(
+    "placement, constraints",
+    [
+        ("any", None),
+        ("spot", [{"Type": "memberOf", "Expression": "attribute:lifecycle == spot"}]),
+        ("on-demand", [{"Type": "memberOf", "Expression": "attribute:lifecycle == on-demand"}]),
+    ],
+)
+def test_workers_run_where_their_queue_wants_them(placement, constraints):
+    """The attribute is what user data gives the ECS agent: what the instance's metadata says of its life cycle."""
+    service = resource("DefaultService", queues=[{"placement": placement, "max_tasks": 4}])
+
+    assert service.get("PlacementConstraints") == constraints
+    assert 'ECS_INSTANCE_ATTRIBUTES={"lifecycle":"$lifecycle"}' in userdata.SCRIPT
+    assert "lifecycle=$(metadata instance-life-cycle)" in userdata.SCRIPT
+
+
+def test_an_upload_is_deleted_after_success_only_when_asked_for():
+    asked = {"uploads": {"delete_after_success": True}}
+    deletion = allowed("WorkerRole", "s3:DeleteObjectVersion", **asked)
+
+    assert container("DefaultTask", **asked)["Environment"]["SPINDRIFT_DELETE_UPLOADS"] == "1"
+    assert deletion["Action"] == ["s3:DeleteObjectVersion"]
+    assert deletion["Resource"] == [{"Fn::Sub": "${UploadsBucket.Arn}/*"}]
+    assert "SPINDRIFT_DELETE_UPLOADS" not in container("DefaultTask")["Environment"]
+    assert not [action for action in actions("WorkerRole") if action.startswith("s3:Delete")]
+
+
+def test_tasks_share_files_through_the_access_point_alone_and_encrypted():
+    asked = {"worker": {"shared_files": True}}
+    (volume,) = (v for v in resource("DefaultTask", **asked)["Volumes"] if v["Name"] == "shared")
+    mount = allowed("WorkerRole", "elasticfilesystem:ClientMount", **asked)
+
+    assert volume["EFSVolumeConfiguration"] == {
+        "FilesystemId": {"Ref": "SharedFiles"},
+        "TransitEncryption": "ENABLED",
+        "AuthorizationConfig": {"AccessPointId": {"Ref": "SharedFilesAccess"}, "IAM": "ENABLED"},
+    }
+    shared = {"SourceVolume": "shared", "ContainerPath": "/shared", "ReadOnly": False}
+    assert shared in container("DefaultTask", **asked)["MountPoints"]
+    assert container("DefaultTask", **asked)["Environment"]["SPINDRIFT_SHARED_DIR"] == "/shared"
+    assert mount["Resource"] == [{"Fn::GetAtt": ["SharedFiles", "Arn"]}]
+    assert mount["Condition"]["ArnEquals"] == {
+        "elasticfilesystem:AccessPointArn": {"Fn::GetAtt": ["SharedFilesAccess", "Arn"]}
+    }
+    found = template(**asked)["Resources"]
+    # The access point, which the task definition refers to, waits for those of zones that a region may lack.
+    waits = [*found["DefaultService"]["DependsOn"], *re.findall(r"\w+", json.dumps(found["SharedFilesAccess"]))]
+    assert {title for title in found if found[title]["Type"] == "AWS::EFS::MountTarget"} <= set(waits)
+
+
+def test_without_shared_files_there_is_nothing_of_them():
+    assert not re.search("efs|elasticfilesystem|/shared", text(), re.IGNORECASE)
 
 
 # What is kept
 
 
-@pytest.mark.parametrize("title", ["UploadsBucket", "ResultsBucket", "JobsTable", "Jobs", "DeadLetter", "Key"])
+@pytest.mark.parametrize("title", ["UploadsBucket", "ResultsBucket", "JobsTable", "DefaultJobs", "DeadLetter", "Key"])
 def test_what_holds_work_outlives_the_stack(title):
     found = template()["Resources"][title]
 
@@ -232,31 +322,91 @@ def test_a_notice_whose_lambda_died_is_heard_again_while_it_matters():
     assert timeout <= hidden <= 60
 
 
-def test_the_queue_lets_s3_in_before_the_bucket_asks():
+@pytest.mark.parametrize(
+    "table, announced",
+    [
+        ({}, [("", "UploadEvents")]),
+        ({"queues": [{"prefix": "in/"}]}, [("in/", "UploadEvents")]),
+        # The ingest Lambda chooses by the longest prefix; S3 takes no two that overlap.
+        (TWO_QUEUES, [("", "UploadEvents")]),
+        (DIRECT, [("urgent/", "UrgentJobs"), ("big/", "BigOnesJobs")]),
+        ({"uploads": {"ingest": "direct"}}, [("", "DefaultJobs")]),
+    ],
+)
+def test_s3_announces_uploads_to_queues_that_let_it_in_first(table, announced):
     """S3 sends a test event when it is told to notify, and refuses if that fails."""
-    bucket = template()["Resources"]["UploadsBucket"]
-    assert bucket["DependsOn"] == "UploadEventsPolicy"
+    bucket = template(**table)["Resources"]["UploadsBucket"]
 
-    (sends,) = resource("UploadEventsPolicy", buckets={"uploads": "mine"})["PolicyDocument"]["Statement"]
-    assert sends["Condition"]["ArnLike"] == {"aws:SourceArn": {"Fn::Sub": "arn:${AWS::Partition}:s3:::mine"}}
-    assert sends["Condition"]["StringEquals"] == {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+    def prefix(announcement):
+        rules = announcement.get("Filter", {"S3Key": {"Rules": [{"Value": ""}]}})["S3Key"]["Rules"]
+        return rules[0]["Value"]
+
+    found = bucket["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
+    assert [(prefix(each), each["Queue"]["Fn::GetAtt"][0]) for each in found] == announced
+    assert {each["Event"] for each in found} == {"s3:ObjectCreated:*"}
+    assert bucket["DependsOn"] == [f"{queue}Policy" for _, queue in announced]
+    for title in bucket["DependsOn"]:
+        policy = resource(title, **table)
+        (sends,) = policy["PolicyDocument"]["Statement"]
+        assert policy["Queues"] == [{"Ref": title.removesuffix("Policy")}]
+        assert sends["Resource"] == {"Fn::GetAtt": [title.removesuffix("Policy"), "Arn"]}
+        assert (sends["Principal"], sends["Action"]) == ({"Service": "s3.amazonaws.com"}, "sqs:SendMessage")
+        assert sends["Condition"] == {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
 
 
-def test_every_service_that_writes_to_an_encrypted_queue_may_use_its_key():
+def test_without_the_ingest_lambda_the_worker_makes_the_record():
+    titles = template(**DIRECT)["Resources"].keys()
+
+    assert not [title for title in titles if title.startswith(("Ingest", "UploadEvents"))]
+    assert "UploadEventsQueueUrl" not in template(**DIRECT)["Outputs"]
+    assert allowed("WorkerRole", "dynamodb:PutItem", **DIRECT)["Resource"] == [{"Fn::GetAtt": ["JobsTable", "Arn"]}]
+    assert "dynamodb:PutItem" not in actions("WorkerRole")
+
+
+def test_the_names_of_buckets_are_cloudformations():
+    """A chosen name can only change by another bucket, and a stack can only be made once."""
+    for table in ({}, EVERYTHING):
+        for properties in (
+            *of_type("AWS::S3::Bucket", **table).values(),
+            *of_type("AWS::SQS::Queue", **table).values(),
+        ):
+            assert not {"BucketName", "QueueName"} & properties.keys()
+
+
+def test_every_service_that_writes_to_an_encrypted_queue_or_topic_may_use_its_key():
     """A missing one is silent: EventBridge and SNS drop what they cannot encrypt."""
     writers = {
-        service
-        for statement in resource("Key")["KeyPolicy"]["Statement"]
+        service: statement
+        for statement in resource("Key", **EVERYTHING)["KeyPolicy"]["Statement"]
         for service in statement["Principal"].get("Service", [])
     }
     senders = {
         statement["Principal"]["Service"]
-        for policy in of_type("AWS::SQS::QueuePolicy").values()
+        for kind in ("AWS::SQS::QueuePolicy", "AWS::SNS::TopicPolicy")
+        for policy in of_type(kind, **EVERYTHING).values()
         for statement in policy["PolicyDocument"]["Statement"]
+        if "Service" in statement["Principal"] and statement["Effect"] == "Allow"
     }
 
-    assert senders == {"s3.amazonaws.com", "sns.amazonaws.com", "events.amazonaws.com"}
-    assert senders | {"cloudwatch.amazonaws.com"} == writers
+    assert senders == {
+        "s3.amazonaws.com", "sns.amazonaws.com", "events.amazonaws.com", "cloudwatch.amazonaws.com",
+    }  # fmt: skip
+    assert senders == set(writers)
+    assert all(each["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"] for each in writers.values())
+    for service in ("s3.amazonaws.com", "sns.amazonaws.com"):
+        assert writers[service]["Condition"] == {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+
+
+def test_without_a_key_of_ones_own_aws_encrypts_with_its_own():
+    table = {**EVERYTHING, "security": {"customer_key": False}}
+    queues = of_type("AWS::SQS::Queue", **table)
+
+    assert "kms" not in text(**table).lower()
+    assert queues and all(queue["SqsManagedSseEnabled"] is True for queue in queues.values())
+    for bucket in of_type("AWS::S3::Bucket", **table).values():
+        (rule,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        assert rule == {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    assert "SSESpecification" not in resource("JobsTable", **table)
 
 
 def test_everything_that_speaks_reaches_the_notices_queue():
@@ -290,16 +440,34 @@ def test_buckets_are_private_versioned_encrypted_and_speak_only_tls(bucket):
 # Permissions
 
 
-def test_what_cannot_be_limited_is_only_looked_at():
-    """Resource "*" is for actions that IAM cannot limit, and none of them changes anything."""
-    for role in of_type("AWS::IAM::Role"):
-        for statement in (s for p in resource(role).get("Policies", []) for s in p["PolicyDocument"]["Statement"]):
-            assert not any(
-                "*" in action.replace("GenerateDataKey*", "").replace("ReEncrypt*", "")
-                for action in statement["Action"]
-            )
+LOOKS = (
+    r"\w+:Describe|ecr:GetAuthorizationToken|ecs:DiscoverPollEndpoint|ssmmessages:(Create|Open)(Control|Data)Channel"
+)
+
+
+@pytest.mark.parametrize("table", [EVERYTHING, GROUPS], ids=["fleet", "groups"])
+def test_what_cannot_be_limited_changes_nothing(table):
+    """Resource "*" is for actions that IAM cannot limit, and none of them changes anything; no action is a pattern."""
+    for role, properties in of_type("AWS::IAM::Role", **table).items():
+        for statement in (s for p in properties.get("Policies", []) for s in p["PolicyDocument"]["Statement"]):
+            assert "*" not in "".join(statement["Action"])
             if statement["Resource"] == "*":
-                assert all(re.match(r"\w+:(Describe|GetAuthorizationToken|Discover)", a) for a in statement["Action"])
+                assert all(re.match(LOOKS, action) for action in statement["Action"]), (role, statement["Action"])
+
+
+def test_what_is_allowed_everywhere_says_why_beside_it():
+    lines = Path(policies.__file__).read_text().splitlines()
+    starts = [
+        node.lineno - 1
+        for node in ast.walk(ast.parse("\n".join(lines)))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", None) == "allow"
+        and ast.unparse(node.args[1]) == repr("*")
+    ]
+
+    assert len(starts) >= 4
+    for start in starts:
+        assert lines[start - 1].strip().startswith("# "), f"policies.py:{start + 1} has no reason above it"
 
 
 def test_only_this_stacks_instances_can_be_terminated():
@@ -327,35 +495,97 @@ def test_the_instance_may_say_one_thing_and_fetch_one_file():
     assert asset["Fn::Sub"].endswith(f"${{AssetsBucket}}/{ASSETS.agent.key}")
 
 
-def test_everything_that_can_be_tagged_says_whose_it_is():
-    untagged_types = {
-        "AWS::EC2::Route", "AWS::EC2::SubnetRouteTableAssociation", "AWS::EC2::VPCGatewayAttachment",
-        "AWS::IAM::InstanceProfile", "AWS::S3::BucketPolicy", "AWS::SNS::Subscription", "AWS::SQS::QueuePolicy",
-    }  # fmt: skip
-    for title, found in template()["Resources"].items():
-        tagged = STACK_TAG in json.dumps(found["Properties"].get("Tags", found["Properties"].get("TagSpecifications")))
-        in_fleet = title == "SpotFleet" and STACK_TAG in json.dumps(found["Properties"])
-        assert tagged or in_fleet or found["Type"] in untagged_types, title
-    launched = resource("LaunchTemplate")["LaunchTemplateData"]["TagSpecifications"]
+@pytest.mark.parametrize("table", [EVERYTHING, GROUPS], ids=["fleet", "groups"])
+def test_everything_that_can_be_tagged_says_whose_it_is(table):
+    """Whether a type can be tagged is CloudFormation's to say, in its schema."""
+    for title, found in template(**table)["Resources"].items():
+        properties = found["Properties"]
+        if found["Type"] == "AWS::EC2::SpotFleet":
+            properties = {"TagSpecifications": properties["SpotFleetRequestConfigData"]["TagSpecifications"]}
+        tagged = STACK_TAG in json.dumps([properties[name] for name in properties if "Tag" in name])
+        assert tagged or not taggable(found["Type"]), title
+    launched = resource("LaunchTemplate", **table)["LaunchTemplateData"]["TagSpecifications"]
     assert {spec["ResourceType"] for spec in launched} == {"instance", "volume"}
 
 
+def taggable(kind):
+    if kind in ("AWS::EC2::SpotFleet", "AWS::EC2::LaunchTemplate"):
+        return True  # with TagSpecifications of their own
+    schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", kind).schema
+    return schema.get("tagging", {}).get("taggable", schema.get("taggable", "Tags" in schema["properties"]))
+
+
 # What the Lambdas are told
+
+
+def environment(function, **table):
+    variables = resource(function, **table)["Environment"]["Variables"]
+    return {name: _resolved(value) for name, value in variables.items()}
 
 
 def test_the_lambdas_read_the_settings_that_the_template_writes():
     from capacity.settings import Settings as Capacity
     from ingest.settings import Settings as Ingest
 
-    def environment(function):
-        variables = resource(function)["Environment"]["Variables"]
-        return {name: _resolved(value) for name, value in variables.items()}
+    capacity = Capacity.read(environment("CapacityFunction"))
+    ingest = Ingest.read(environment("IngestFunction", **TWO_QUEUES))
 
-    capacity, ingest = Capacity.read(environment("CapacityFunction")), Ingest.read(environment("IngestFunction"))
-
-    assert capacity.queues == {"<AWS::StackName>-workers": "<Jobs>"}
+    assert capacity.queues == {"<AWS::StackName>-default": "<DefaultJobs>"}
     assert capacity.units_by_type["g5.xlarge"] == 1
-    assert ingest.routes[0].queue_url == "<Jobs>"
+    assert [(route.prefix, route.queue, route.queue_url) for route in ingest.routes] == [
+        ("urgent/", "urgent", "<UrgentJobs>"),
+        ("", "big-ones", "<BigOnesJobs>"),
+    ]
+
+
+def test_the_capacity_lambda_knows_where_each_service_may_run():
+    services = json.loads(environment("CapacityFunction", **EVERYTHING)["SERVICES"])
+
+    assert [(each["name"], each["queue_url"], each["placement"], each["max_tasks"]) for each in services] == [
+        ("<AWS::StackName>-default", "<DefaultJobs>", "any", 8),
+        ("<AWS::StackName>-urgent", "<UrgentJobs>", "on-demand", 2),
+        ("<AWS::StackName>-big-ones", "<BigOnesJobs>", "spot", 8),
+    ]
+    scaled = allowed("CapacityRole", "ecs:UpdateService", **EVERYTHING)["Resource"]
+    assert [arn["Fn::Sub"].rpartition("/")[2] for arn in scaled] == [
+        "${AWS::StackName}-default", "${AWS::StackName}-urgent", "${AWS::StackName}-big-ones",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "role, action, queues",
+    [
+        ("IngestRole", "sqs:SendMessage", {"UrgentJobs", "BigOnesJobs", "Notices"}),
+        ("IngestRole", "sqs:GetQueueAttributes", {"UrgentJobs", "BigOnesJobs", "UploadEvents"}),
+        ("CapacityRole", "sqs:GetQueueAttributes", {"UrgentJobs", "BigOnesJobs", "Notices"}),
+        ("CapacityRole", "sqs:ReceiveMessage", {"Notices"}),
+        ("WorkerRole", "sqs:ReceiveMessage", {"UrgentJobs", "BigOnesJobs"}),
+        ("WorkerRole", "sqs:SendMessage", {"DeadLetter"}),
+    ],
+)
+def test_each_actor_reaches_its_queues_and_no_other(role, action, queues):
+    found = [statement["Resource"] for statement in statements(role, **TWO_QUEUES) if action in statement["Action"]]
+
+    assert {arn["Fn::GetAtt"][0] for resources in found for arn in resources} == queues
+
+
+def test_as_many_queues_as_the_settings_allow_fit_into_a_lambdas_environment():
+    """4 KB, names and values together (Lambda Developer Guide, "Quotas"); SQS names have 80 characters at most."""
+    names = [f"{n}".join(("q", "x" * 29)) for n in range(MOST_QUEUES)]
+    table = {"queues": [{"name": name, "prefix": name[:2] + "/" * 98, "placement": "spot"} for name in names]}
+
+    for function in ("CapacityFunction", "IngestFunction"):
+        told = environment(function, **table)
+        for name in names:
+            told = {
+                key: value.replace("<AWS::StackName>", "s" * 40).replace(
+                    f"<{Queue(name=name).title}Jobs>",
+                    "https://sqs.ap-southeast-1.amazonaws.com/123456789012/" + "n" * 80,
+                )
+                for key, value in told.items()
+            }
+        assert "<" not in told.get("SERVICES", "") + told.get("ROUTES", "")
+        assert sum(len(key) + len(value) for key, value in told.items()) <= 4096, function
 
 
 def _resolved(value):
@@ -365,6 +595,56 @@ def _resolved(value):
         return f"<{value['Ref']}>"
     body, names = value["Fn::Sub"] if isinstance(value["Fn::Sub"], list) else (value["Fn::Sub"], {})
     return re.sub(r"\$\{([\w:]+)\}", lambda m: _resolved(names[m[1]]) if m[1] in names else f"<{m[1]}>", body)
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("profile", ["fleet", "groups"])
+def test_every_output_is_exported_under_the_stacks_name_and_described(profile):
+    found = template(profile=profile)
+
+    for name, output in found["Outputs"].items():
+        assert output["Export"] == {"Name": {"Fn::Sub": f"${{AWS::StackName}}-{name}"}}
+        assert output["Description"]
+    assert all(parameter["Description"] for parameter in found["Parameters"].values())
+    assert {
+        "UploadsBucket", "ResultsBucket", "JobsTable", "JobsQueueUrl", "DeadLetterQueueUrl", "NoticesTopicArn",
+        "ClusterName", "SpotFleetId" if profile == "fleet" else "SpotGroupName", "OnDemandGroupName", "DashboardUrl",
+    } <= set(found["Outputs"])  # fmt: skip
+
+
+def test_the_first_queue_is_found_without_knowing_its_name():
+    outputs = template(**TWO_QUEUES)["Outputs"]
+
+    assert outputs["JobsQueueUrl"]["Value"] == {"Ref": "UrgentJobs"}
+    assert outputs["WorkerServiceName"]["Value"] == {"Fn::GetAtt": ["UrgentService", "Name"]}
+    assert outputs["BigOnesJobsQueueUrl"]["Value"] == {"Ref": "BigOnesJobs"}
+    assert outputs["BigOnesWorkerServiceName"]["Value"] == {"Fn::GetAtt": ["BigOnesService", "Name"]}
+
+
+@pytest.mark.parametrize(
+    "partition, domain",
+    [
+        ("aws", "console.aws.amazon.com"),
+        ("aws-cn", "console.amazonaws.cn"),
+        ("aws-us-gov", "console.amazonaws-us-gov.com"),
+    ],
+)
+def test_the_dashboard_is_in_the_partitions_own_console(partition, domain):
+    url, names = template()["Outputs"]["DashboardUrl"]["Value"]["Fn::Sub"]
+
+    assert url.startswith("https://${Console}/cloudwatch/home?region=${AWS::Region}#dashboards/dashboard/${")
+    (name, which, key) = names["Console"]["Fn::FindInMap"]
+    assert which == {"Ref": "AWS::Partition"}
+    assert template()["Mappings"][name][partition][key] == domain
+
+
+def test_nothing_is_written_for_one_partition_only():
+    for table in (EVERYTHING, GROUPS):
+        # The path of a service-linked role is the same everywhere.
+        written = text(**table).replace("aws-service-role/autoscaling.amazonaws.com/", "")
+        assert not re.search(r"arn:aws:|\.amazonaws\.com/|ec2\.amazonaws\.com", written)
 
 
 # User data

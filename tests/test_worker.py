@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
 import pytest
+from lambdas_make import sample
 from PIL import Image
 from worker_make import Bench, cloud, ecs, until
 
@@ -210,11 +211,11 @@ def test_a_lost_lease_neither_finishes_nor_fails_the_job(bench):
         until(lambda: any(line["event"] == "lost the lease" for line in worker.said()))
         after = bench.job(b"nothing", "after")
         bench.until_state(after, "SUCCEEDED")
+        until(lambda: sum(bench.messages()) == 1)
 
     record = bench.record(job_id)
     assert (record["state"], record["owner"], record["attempts"]) == ("RUNNING", "another", 2)
     assert "failures" not in record
-    assert sum(bench.messages()) == 1
 
 
 @pytest.mark.parametrize(
@@ -282,6 +283,188 @@ def test_messages_that_can_never_be_work_are_dropped_or_buried(bench):
     ]
     assert [bench.record(each)["state"] for each in (finished, gone, replaced)] == ["SUCCEEDED", "FAILED", "FAILED"]
     assert not bench.diary.exists()
+
+
+# S3 writes to the job queue itself.
+
+
+def test_an_upload_told_by_s3_is_recorded_and_done(bench):
+    bench.version()
+    upload = bench.upload(b"nothing", "a b+c/ünï.txt")
+    before = datetime.now(UTC)
+    [job_id] = bench.tell(upload)
+    time.sleep(1)
+    with bench.worker(SPINDRIFT_QUEUE="big-ones") as worker:
+        record = bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+        assert {line.get("queue") for line in worker.said() if line["event"] in ("ready", "claimed", "settled")} == {
+            "big-ones"
+        }
+
+    assert record["queue"] == "big-ones"
+    assert (record["key"], record["version"]) == ("a b+c/ünï.txt", upload["object"]["versionId"])
+    assert (record["attempts"], record["releases"], record["failures"]) == (1, 0, 0)
+    # Created when S3 told of it, not when a worker came to hear it.
+    assert abs(datetime.fromisoformat(record["created"]) - before) < timedelta(seconds=0.9)
+    assert bench.there(upload)
+
+
+def test_what_s3_sends_that_is_no_upload_is_no_job(bench):
+    folder = bench.upload(b"", "photos/")
+    bench.tell(folder)
+    bench.tell(bench.upload(b"nothing", "gone"), event="ObjectRemoved:Delete")
+    bench.sqs.send_message(QueueUrl=bench.queue, MessageBody=sample("s3-test-event"))
+    bench.sqs.send_message(QueueUrl=bench.queue, MessageBody='{"Records": [{"eventName": "ObjectCreated:Put"}]}')
+    with bench.worker():
+        until(lambda: bench.messages() == (0, 0))
+
+    assert bench.buried() == ["the message is an S3 event that cannot be read"]
+    assert not bench.diary.exists()
+
+
+def test_the_same_upload_told_again_is_one_job(bench):
+    upload = bench.upload(b"nothing", "a")
+    [job_id], _, _ = bench.tell(upload), bench.tell(upload), bench.tell(upload, upload)
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3"), bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
+        record = bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+
+    assert (record["attempts"], bench.diary.read_text()) == (1, "nothing\n")
+
+
+def test_several_uploads_in_one_event_are_all_done_and_the_bad_one_is_buried(bench):
+    orders = (b"nothing", b"reject", b"exit 0", b"raise", b"nothing more")
+    jobs = bench.tell(*(bench.upload(order, f"{n}") for n, order in enumerate(orders)))
+    with bench.worker(SPINDRIFT_MAX_FAILURES="1"):
+        until(lambda: bench.messages() == (0, 0))
+
+    states = [bench.record(job_id)["state"] for job_id in jobs]
+    assert states == ["SUCCEEDED", "FAILED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
+    assert sorted(bench.buried()) == ["failure 1 of 1: RuntimeError: the model   melted", "not for us"]
+    assert len(bench.diary.read_text().splitlines()) == 5
+
+
+def test_what_is_left_of_an_event_is_done_when_it_comes_again(bench):
+    jobs = bench.tell(bench.upload(b"nothing", "a"), bench.upload(b"raise", "b"), bench.upload(b"exit 0", "c"))
+    with bench.worker(SPINDRIFT_MAX_FAILURES="2") as worker:
+        until(lambda: bench.record(jobs[1]).get("failures") == 1)
+        worker.terminate()
+        assert worker.wait(10) == 0
+    assert [bench.record(job_id)["state"] for job_id in jobs] == ["SUCCEEDED", "QUEUED", "none"]
+    assert sum(bench.messages()) == 1
+
+    with bench.worker(SPINDRIFT_MAX_FAILURES="2"):
+        until(lambda: bench.messages() == (0, 0))
+
+    assert [bench.record(job_id)["state"] for job_id in jobs] == ["SUCCEEDED", "FAILED", "SUCCEEDED"]
+    assert bench.diary.read_text().split() == ["nothing", "raise", "raise", "exit"]
+
+
+def test_an_event_of_many_short_jobs_stays_hidden_while_they_are_done(bench):
+    jobs = bench.tell(*(bench.upload(b"sleep 0.8", f"{n}") for n in range(6)))
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
+        until(bench.diary.exists)
+        while bench.record(jobs[-1])["state"] != "SUCCEEDED":
+            assert bench.messages()[0] == 0
+            time.sleep(0.1)
+
+
+def test_a_doomed_worker_gives_back_what_is_left_of_an_event(bench):
+    jobs = bench.tell(bench.upload(b"sleep 2", "a"), bench.upload(b"nothing", "b"))
+    with bench.worker():
+        until(bench.diary.exists)
+        bench.notice(seconds=120)
+        bench.until_state(jobs[0], "SUCCEEDED")
+        until(lambda: bench.messages() == (1, 0))
+
+    assert bench.record(jobs[1])["state"] == "none"
+
+
+# Uploads that have done their duty.
+
+
+def test_the_upload_of_a_finished_job_is_deleted_and_no_other_version_of_it(bench):
+    bench.version()
+    old, mine, new = (bench.upload(body, "a b+c.txt") for body in (b"reject", b"nothing", b"raise"))
+    [job_id] = bench.tell(mine)
+    with bench.worker(SPINDRIFT_DELETE_UPLOADS="1"):
+        bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+
+    assert [bench.there(each) for each in (old, mine, new)] == [True, False, True]
+    assert len(bench.stored()) == 1
+
+
+def test_without_versions_an_upload_is_deleted_only_while_it_is_the_one_that_was_worked_on(bench):
+    same, replaced = bench.upload(b"nothing", "same"), bench.upload(b"sleep 2", "replaced")
+    jobs = bench.tell(replaced) + bench.tell(same)
+    with bench.worker(SPINDRIFT_DELETE_UPLOADS="1") as worker:
+        until(lambda: bench.diary.exists() and "sleep" in bench.diary.read_text())
+        bench.upload(b"nothing yet", "replaced")
+        for job_id in jobs:
+            bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+        assert not [line for line in worker.said() if line["event"] == "the upload stays"]
+
+    assert (bench.there(same), bench.there(replaced)) == (False, True)
+
+
+@pytest.mark.parametrize("order", ["reject", "raise", "not-now"])
+def test_the_upload_of_a_job_that_did_not_succeed_stays(bench, order):
+    bench.version()
+    upload = bench.upload(order.encode(), "a")
+    [job_id] = bench.tell(upload)
+    with bench.worker(SPINDRIFT_DELETE_UPLOADS="1", SPINDRIFT_MAX_FAILURES="1"):
+        until(lambda: (r := bench.record(job_id))["state"] == "FAILED" or r.get("releases"))
+        bench.tell(upload)
+        time.sleep(1)
+
+    assert bench.there(upload)
+
+
+def test_an_upload_that_cannot_be_deleted_fails_nothing_and_is_tried_again_with_the_next_message(bench):
+    bench.version()
+    bench.s3.put_object_lock_configuration(
+        Bucket=bench.uploads, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled"}
+    )
+    upload = bench.upload(b"nothing", "a")
+    hold = {"Bucket": bench.uploads, "Key": "a", "VersionId": upload["object"]["versionId"]}
+    bench.s3.put_object_legal_hold(LegalHold={"Status": "ON"}, **hold)
+    [job_id] = bench.tell(upload)
+    with bench.worker(SPINDRIFT_DELETE_UPLOADS="1") as worker:
+        bench.until_state(job_id, "SUCCEEDED")
+        until(lambda: bench.messages() == (0, 0))
+        [line] = [line for line in worker.said() if line["event"] == "the upload stays"]
+        assert (line["job_id"], line["error"]) == (job_id, "delete the upload: AccessDenied")
+        assert bench.there(upload)
+
+        bench.s3.put_object_legal_hold(LegalHold={"Status": "OFF"}, **hold)
+        bench.tell(upload)
+        until(lambda: not bench.there(upload))
+
+    assert (bench.record(job_id)["attempts"], bench.buried()) == (1, [])
+
+
+def test_the_upload_stays_until_the_record_says_that_the_job_succeeded(bench):
+    bench.version()
+    upload = bench.upload(b"sleep 1", "a")
+    [job_id] = bench.tell(upload)
+    with bench.worker(SPINDRIFT_DELETE_UPLOADS="1") as worker:
+        until(bench.diary.exists)
+        bench.write(job_id, owner="another", attempts=2)
+        until(lambda: any(line["event"] == "lost the lease" for line in worker.said()))
+
+    assert len(bench.stored()) == 1
+    assert bench.there(upload)
+
+
+def test_a_processor_finds_the_shared_files(bench):
+    (bench.folder / "shared").mkdir()
+    job_id = bench.job(b"share")
+    with bench.worker(SPINDRIFT_SHARED_DIR=str(bench.folder / "shared")):
+        bench.until_state(job_id, "SUCCEEDED")
+
+    assert (bench.folder / "shared/model").read_text() == "of many jobs"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,12 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import quote_plus, unquote_plus
 from uuid import uuid4
 
 import boto3
+
+from gpu_worker.upload import told_by_s3
 
 ROOT = Path(__file__).parent.parent
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -85,8 +88,36 @@ class Bench:
             self.sqs.send_message(QueueUrl=self.queue, MessageBody=json.dumps(message))
         return job_id
 
+    def version(self):
+        """From now on the uploads have versions."""
+        self.s3.put_bucket_versioning(Bucket=self.uploads, VersioningConfiguration={"Status": "Enabled"})
+
+    def upload(self, body, key):
+        """Put an object; returns what S3 would tell of it, under `s3` of a record."""
+        put = self.s3.put_object(Bucket=self.uploads, Key=key, Body=body)
+        told = {"key": quote_plus(key, safe="/"), "size": len(body), "eTag": put["ETag"].strip('"')}
+        told |= {"versionId": put["VersionId"]} if "VersionId" in put else {}
+        return {"bucket": {"name": self.uploads}, "object": told}
+
+    def tell(self, *uploads, event="ObjectCreated:Put"):
+        """Send one S3 event of these uploads to the job queue; returns the ids of their jobs."""
+        body = json.dumps({"Records": [{"eventName": event, "s3": upload} for upload in uploads]})
+        self.sqs.send_message(QueueUrl=self.queue, MessageBody=body)
+        return [job.job_id for job in told_by_s3(body)]
+
+    def there(self, upload):
+        """Whether S3 still has this very upload."""
+        which = {"VersionId": upload["object"]["versionId"]} if "versionId" in upload["object"] else {}
+        try:
+            self.s3.head_object(Bucket=self.uploads, Key=unquote_plus(upload["object"]["key"]), **which)
+        except self.s3.exceptions.ClientError as error:
+            assert error.response["Error"]["Code"] == "404", error
+            return False
+        return True
+
     def record(self, job_id):
-        item = self.dynamodb.get_item(TableName=self.table, Key={"job_id": {"S": job_id}}, ConsistentRead=True)["Item"]
+        got = self.dynamodb.get_item(TableName=self.table, Key={"job_id": {"S": job_id}}, ConsistentRead=True)
+        item = got.get("Item", {"state": {"S": "none"}})
         return {name: value.get("S") or [each["S"] for each in value.get("L", [])] for name, value in item.items()} | {
             name: float(value["N"]) for name, value in item.items() if "N" in value
         }
@@ -137,6 +168,7 @@ class Bench:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
+            "SPINDRIFT_QUEUE": "default",
             "SPINDRIFT_QUEUE_URL": self.queue,
             "SPINDRIFT_DEAD_LETTER_QUEUE_URL": self.dead,
             "SPINDRIFT_JOBS_TABLE": self.table,

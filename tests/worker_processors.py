@@ -10,7 +10,7 @@ from gpu_worker.outcome import NotNow, Rejected
 
 
 def ordered(source, output_dir, job):
-    """Does what the upload says: `sleep 3`, `crash`, `exit 3`, `raise`, `hang`, `link`, `nothing`."""
+    """Does what the upload says: `sleep 3`, `crash`, `exit 3`, `raise`, `hang`, `link`, `share`, `nothing`."""
     order, *words = source.read_text().split()
     Path(job["options"]["diary"]).open("a").write(f"{order}\n")
     match order:
@@ -28,6 +28,8 @@ def ordered(source, output_dir, job):
             raise NotNow("no memory left on the GPU")
         case "hang":
             re.match("(a+)+$", "a" * 60 + "b")  # for years, and no other thread gets a turn
+        case "share":
+            (Path(os.environ["SPINDRIFT_SHARED_DIR"]) / "model").write_text("of many jobs")
         case "link":
             (output_dir / "link").symlink_to("/etc/passwd")
     (output_dir / "done").write_text(order)

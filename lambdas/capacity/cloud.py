@@ -245,7 +245,7 @@ class Aws:
         return Instance(
             id=instance["InstanceId"],
             spot=instance.get("InstanceLifecycle") == "spot",
-            units=gpus if joined else self._settings.units_by_type.get(instance["InstanceType"], 0),
+            units=gpus if joined else self._settings.units(instance["InstanceType"]),
             launched=instance["LaunchTime"],
             joined=Joined(
                 arn=joined["containerInstanceArn"],

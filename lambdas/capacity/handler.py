@@ -1,11 +1,11 @@
-"""One invocation: hear, drain, look, decide, apply, tell."""
+"""One invocation: hear, drain, look, decide, apply, tell. What it tells of a pass is also what CloudWatch measures."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -14,24 +14,25 @@ from typing import Any
 import boto3
 
 from capacity.cloud import Aws, Cloud, CouldNotApply, CouldNotLook
+from capacity.metrics import Metric, Values, embedded, of_notices, of_pass
 from capacity.notices import Ignored, Notice, read
-from capacity.policy import Policy, decide
+from capacity.policy import decide
 from capacity.settings import Settings
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
     """Take one batch of the notices queue; return the messages that are to come again."""
-    return run(*_wired(), event, now=datetime.now(UTC).replace(microsecond=0))
+    return run(*_wired(), event, clock=lambda: datetime.now(UTC))
 
 
 @cache
-def _wired() -> tuple[Cloud, Policy]:
+def _wired() -> tuple[Cloud, Settings]:
     """Built on the first invocation, kept while the sandbox is warm."""
     settings = Settings.read(os.environ)
-    return Aws(boto3.Session(), settings), settings.policy
+    return Aws(boto3.Session(), settings), settings
 
 
-def run(cloud: Cloud, policy: Policy, event: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def run(cloud: Cloud, settings: Settings, event: Mapping[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
     """Drain what is under notice before anything can fail, then look and decide.
 
     A look or an act that fails is raised: SQS brings the whole batch again, and every step bears being repeated. Only
@@ -45,11 +46,14 @@ def run(cloud: Cloud, policy: Policy, event: Mapping[str, Any], now: datetime) -
 
     leaving = [item for item in everything if isinstance(item, Notice) and item.leaving]
     drained = cloud.drain(leaving)
+    notices = of_notices(leaving, drained.done, clock())
     if leaving:
         _log("drained", why="under notice", instances=drained.done, not_ours=drained.not_ours, failed=drained.failed)
 
     if not all(isinstance(item, Ignored) for item in everything):
-        _pass(cloud, policy, frozenset(notice.instance for notice in leaving), now)
+        _pass(
+            cloud, settings, frozenset(notice.instance for notice in leaving), notices, clock().replace(microsecond=0)
+        )
     return {
         "batchItemFailures": [
             {"itemIdentifier": message}
@@ -59,15 +63,16 @@ def run(cloud: Cloud, policy: Policy, event: Mapping[str, Any], now: datetime) -
     }
 
 
-def _pass(cloud: Cloud, policy: Policy, noticed: frozenset[str], now: datetime) -> None:
+def _pass(cloud: Cloud, settings: Settings, noticed: frozenset[str], notices: Values, now: datetime) -> None:
     try:
         seen = cloud.look(now)
         # A notice just heard may not show in what EC2 says yet.
         seen = replace(seen, noticed=seen.noticed | noticed)
-        decision = decide(seen, policy)
+        decision = decide(seen, settings.policy)
         put_off = cloud.apply(seen, decision)
     except (CouldNotLook, CouldNotApply) as error:
-        _log("capacity-failed", why=f"{type(error).__name__}: {error}")
+        measured = embedded(settings.stack, {**notices, Metric.ERRORS: 1}, now)
+        _log("capacity-failed", why=f"{type(error).__name__}: {error}", **measured)
         raise
     numbers = asdict(decision)
     _log(
@@ -81,6 +86,7 @@ def _pass(cloud: Cloud, policy: Policy, noticed: frozenset[str], now: datetime) 
         on_demand_present=seen.on_demand_present,
         joined=sum(i.joined is not None for i in seen.instances),
         put_off=put_off,
+        **embedded(settings.stack, {**of_pass(seen, decision), **notices}, now),
     )
 
 

@@ -27,10 +27,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """One instance will be taken, or may be. `container_instance` is an ARN, known only to the agent."""
+    """One instance will be taken, or may be. `container_instance` is an ARN, known only to the agent.
+
+    `since` is when the messenger learned of it; EventBridge tells only the second.
+    """
 
     kind: Kind
     instance: str
+    since: datetime | None = None
     deadline: datetime | None = None
     container_instance: str | None = None
 
@@ -99,12 +103,14 @@ def _translated(translate: Callable[[Mapping[str, Any]], Heard], message: Mappin
 
 def from_agent(message: Mapping[str, Any]) -> Notice:
     """{"schema": "spindrift.notice/1", "kind": "interruption", "instanceId": "i-1", "deadline": "2024-05-01T12:02:00Z",
+    "observedAt": "2024-05-01T12:00:00.4Z",
     "containerInstanceArn": "arn:aws:ecs:eu-west-1:123456789012:container-instance/c/0a1b", …}.
     """
     return Notice(
         kind=Kind(message["kind"]),
         instance=_instance(message["instanceId"]),
-        deadline=_moment(message["deadline"]) if message.get("deadline") else None,
+        since=_moment(message.get("observedAt")),
+        deadline=_moment(message.get("deadline")),
         container_instance=message.get("containerInstanceArn") or None,
     )
 
@@ -130,10 +136,12 @@ def from_alarm(message: Mapping[str, Any]) -> Wake:
 
 def from_interruption_warning(event: Mapping[str, Any]) -> Notice:
     """{"time": "2024-05-01T12:00:00Z", "detail": {"instance-id": "i-1", "instance-action": "terminate"}, …}."""
+    since = _moment(event.get("time"))
     return Notice(
         kind=Kind.INTERRUPTION,
         instance=_instance(event["detail"]["instance-id"]),
-        deadline=_moment(event["time"]) + WARNING,
+        since=since,
+        deadline=since + WARNING if since else None,
     )
 
 
@@ -203,8 +211,10 @@ def _instance(value: object) -> str:
     return value
 
 
-def _moment(value: str) -> datetime:
-    moment = datetime.fromisoformat(value)
-    if moment.tzinfo is None:
-        raise ValueError(f"{value!r} has no time zone")
-    return moment
+def _moment(value: object) -> datetime | None:
+    """A moment with its time zone; None for anything else, since a notice with a bad time is a notice."""
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None

@@ -24,6 +24,17 @@ class Urgency(StrEnum):
     """Never."""
 
 
+class Placement(StrEnum):
+    """Which instances may do the work of a service."""
+
+    ANY = "any"
+    """Meant for Spot; On-Demand makes up for it when Spot is short."""
+    SPOT = "spot"
+    """Spot alone: it waits until Spot is there."""
+    ON_DEMAND = "on-demand"
+    """On-Demand alone, bought at once whatever the urgency: nobody interrupts it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """One ECS service and its queue. SQS gives the three counts of jobs, approximately."""
@@ -85,11 +96,12 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one task of a service takes on: so many jobs, so many units; and how many tasks there may be."""
+    """What one task of a service takes on: so many jobs, so many units; how many tasks there may be, and where."""
 
     jobs_per_task: int
     max_tasks: int
     units_per_task: int
+    placement: Placement = Placement.ANY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +112,7 @@ class Policy:
     on_demand_units: int
     """Units of one On-Demand instance."""
     max_units: int
+    """Of Spot."""
     max_on_demand_units: int
     urgency: Urgency = Urgency.NOW
     patience: timedelta = timedelta(minutes=5)
@@ -112,14 +125,19 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Absolute numbers, who leaves or comes back, and why: what is logged, tested and replayed."""
+    """Absolute numbers, who leaves or comes back, and why: what is logged, measured, tested and replayed."""
 
     reason: str
     needed_units: int
+    """Of Spot and On-Demand, within their limits."""
     healthy_units: int
     noticed_units: int
     spot_target: int
     on_demand_desired: int
+    on_demand_target: int
+    """Those instances in units."""
+    top_up_units: int
+    """Of these, units wanted because Spot is short, or not calm again yet; in whole instances."""
     services: Mapping[str, int]
     short_since: datetime | None
     evacuate: tuple[str, ...] = ()
@@ -137,25 +155,26 @@ class Decision:
 def decide(seen: Seen, policy: Policy) -> Decision:
     """Turn one look into absolute numbers and the reason for them."""
     tasks = {service.name: _tasks(service, policy.loads[service.name]) for service in seen.services}
-    work = sum(count * policy.loads[name].units_per_task for name, count in tasks.items())
-    needed = min(policy.max_units, work)
+    needed, limits = _needed(tasks, policy)
 
     staying = [i for i in seen.instances if i.id not in seen.noticed]
-    spot = _moves((i for i in staying if i.spot), needed, _units, seen.at, policy)
+    spot = _moves((i for i in staying if i.spot), needed.spot, _units, seen.at, policy)
     wanted, why = _on_demand(seen, policy, needed, spot)
     on_demand = _moves((i for i in staying if not i.spot), wanted, _one, seen.at, policy)
     desired = _desired(wanted, seen)
     too_many = desired - wanted
 
     return Decision(
-        reason=f"{why}; {work} units of work meet the limit of {policy.max_units}" if work > needed else why,
-        needed_units=needed,
+        reason="; ".join([why, *limits]),
+        needed_units=needed.spot + needed.on_demand,
         healthy_units=spot.have,
         noticed_units=_doomed(seen),
-        spot_target=needed,
+        spot_target=needed.spot,
         on_demand_desired=desired,
+        on_demand_target=desired * policy.on_demand_units,
+        top_up_units=(wanted - ceil(needed.on_demand / policy.on_demand_units)) * policy.on_demand_units,
         services=tasks,
-        short_since=(seen.short_since or seen.at) if spot.have < needed else None,
+        short_since=(seen.short_since or seen.at) if spot.have < needed.spot else None,
         evacuate=tuple(i.id for i in seen.instances if i.id in seen.noticed and i.joined and not i.joined.draining),
         drain=on_demand.drain + spot.drain,
         reactivate=spot.back + on_demand.back,
@@ -169,20 +188,55 @@ def _tasks(service: Service, load: Load) -> int:
     return min(load.max_tasks, ceil(service.backlog / load.jobs_per_task))
 
 
-def _on_demand(seen: Seen, policy: Policy, needed: int, spot: _Moves) -> tuple[int, str]:
+@dataclass(frozen=True, kw_only=True)
+class _Needed:
+    """Units of work, within the limits.
+
+    `spot` is what Spot is asked for, `shared` how much of that On-Demand may make up for, and `on_demand` what only
+    On-Demand may do.
+    """
+
+    spot: int
+    shared: int
+    on_demand: int
+
+
+def _needed(tasks: Mapping[str, int], policy: Policy) -> tuple[_Needed, list[str]]:
+    """What the tasks need, and which limits cut it short.
+
+    Work for Spot alone leaves no trace in `shared`: Spot that is there counts for the shared work first, so that no
+    backlog of work that may wait is ever a reason to buy.
+    """
+    work = dict.fromkeys(Placement, 0)
+    for name, count in tasks.items():
+        work[policy.loads[name].placement] += count * policy.loads[name].units_per_task
+    for_spot, for_on_demand = work[Placement.ANY] + work[Placement.SPOT], work[Placement.ON_DEMAND]
+    most = _most_on_demand(policy) * policy.on_demand_units
+    limits = [f"{for_spot} units of work meet the limit of {policy.max_units}"] if for_spot > policy.max_units else []
+    if for_on_demand > most:
+        limits.append(f"{for_on_demand} units of work for On-Demand alone meet the limit of {most}")
+    return _Needed(
+        spot=min(policy.max_units, for_spot),
+        shared=0 if policy.urgency is Urgency.SPOT_ONLY else min(policy.max_units, work[Placement.ANY]),
+        on_demand=min(most, for_on_demand),
+    ), limits
+
+
+def _most_on_demand(policy: Policy) -> int:
+    """In whole instances."""
+    return policy.max_on_demand_units // policy.on_demand_units
+
+
+def _on_demand(seen: Seen, policy: Policy, needed: _Needed, spot: _Moves) -> tuple[int, str]:
     """How many On-Demand instances are wanted, and why.
 
-    An interruption is told from a fleet that still launches without counting events: if Spot was whole at the last
-    pass, then whatever is missing of the target *requested* then has been lost since. If Spot was short already, only
-    what is under notice now is known to be lost. What was bought stays while there is work for it, until Spot is whole
-    and calm; so it is enough that one pass sees a loss.
+    What only On-Demand may do is wanted at once; the rest makes up for Spot. An interruption is told from a fleet that
+    still launches without counting events: if Spot was whole at the last pass, then whatever is missing of the target
+    *requested* then has been lost since. If Spot was short already, only what is under notice now is known to be lost.
+    What was bought stays while there is work for it, until Spot is whole and calm; so it is enough that one pass sees a
+    loss.
     """
-    if needed == 0:
-        return 0, "no work"
-    if policy.urgency is Urgency.SPOT_ONLY:
-        return 0, f"{needed} units needed, on Spot only"
-
-    shortage = max(0, needed - spot.have)
+    shortage = max(0, needed.shared - spot.have)
     lost = max(_doomed(seen), 0 if seen.short_since else seen.requested - spot.have)
     impatient = seen.short_since is not None and seen.at - seen.short_since >= policy.patience
     making_up = 0
@@ -190,24 +244,28 @@ def _on_demand(seen: Seen, policy: Policy, needed: int, spot: _Moves) -> tuple[i
         making_up = shortage
     elif policy.urgency is Urgency.NOW:
         making_up = min(shortage, lost)
-    calm = spot.settled >= needed and not _doomed(seen)
-    kept = 0 if calm else min(seen.on_demand_requested, ceil(needed / policy.on_demand_units))
-    limit = policy.max_on_demand_units // policy.on_demand_units
-    wanted = min(limit, max(kept, ceil(making_up / policy.on_demand_units)))
+    calm = spot.settled >= needed.shared and not _doomed(seen)
+    size = policy.on_demand_units
+    own = ceil(needed.on_demand / size)
+    kept = 0 if calm else min(seen.on_demand_requested, ceil((needed.on_demand + needed.shared) / size))
+    wanted = min(_most_on_demand(policy), max(kept, ceil((needed.on_demand + making_up) / size)))
 
+    if needed.spot + needed.on_demand == 0:
+        return wanted, "no work"
     if making_up and impatient:
         why = f"Spot short of {shortage} for longer than {policy.patience}: On-Demand makes up for it"
     elif making_up:
         why = f"Spot lost {making_up}: On-Demand makes up for it at once"
-    elif shortage:
-        why = f"Spot has {shortage} more to bring"
-    elif wanted:
+    elif needed.spot > spot.have:
+        why = f"Spot has {needed.spot - spot.have} more to bring"
+    elif wanted > own:
         why = "Spot is whole but not calm yet: On-Demand stays"
-    elif seen.on_demand_present:
+    elif seen.on_demand_present > wanted:
         why = "Spot is whole and calm: On-Demand leaves"
     else:
         why = "Spot is whole"
-    return wanted, f"{needed} units needed, {why}"
+    told = f", {needed.on_demand} of them On-Demand alone" if needed.on_demand else ""
+    return wanted, f"{needed.spot + needed.on_demand} units needed{told}, {why}"
 
 
 def _desired(wanted: int, seen: Seen) -> int:

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from capacity.policy import Load, Policy, Urgency
+from capacity.policy import Load, Placement, Policy, Urgency
 
 T = TypeVar("T")
+
+
+OTHERWISE = "*"
+"""In the units by instance type: every type that is not named (a fleet that chooses types by their attributes)."""
 
 
 class BadSettings(ValueError):
@@ -28,6 +32,14 @@ class Settings:
     group: str
     units_by_type: Mapping[str, int]
     policy: Policy
+
+    def units(self, instance_type: str) -> int:
+        """What an instance of this type should have.
+
+        One, if nobody told (an update took the type off the list): it was bought for its GPUs, so it has at least that.
+        Counted as nothing, it would be taken for lost, and On-Demand bought in its place.
+        """
+        return self.units_by_type.get(instance_type, self.units_by_type.get(OTHERWISE, 1))
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -102,6 +114,7 @@ def _services(value: str) -> tuple[dict[str, str], dict[str, Load]]:
                 jobs_per_task=_positive(service["jobs_per_task"]),
                 max_tasks=_number(service["max_tasks"]),
                 units_per_task=_positive(service["units_per_task"]),
+                placement=Placement(service["placement"]),
             )
             for service in services
         },

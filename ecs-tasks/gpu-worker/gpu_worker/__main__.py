@@ -37,7 +37,7 @@ def main() -> int:
 
     protection = Protection(settings.ecs_agent_uri)
     owner = task_arn(settings.ecs_metadata_uri)
-    log("ready", owner=owner, processor=settings.processor)
+    log("ready", owner=owner, queue=settings.queue, processor=settings.processor)
     Worker(settings, cloud, host, processor, protection, owner, _now).run()
     while not host.stopped:  # on a doomed host a successor would fare no better: wait to be stopped
         host.pause(0.5)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -25,6 +25,7 @@ from gpu_worker.job import Job, result_key
 from gpu_worker.lease import Lease
 from gpu_worker.outcome import Rejected
 from gpu_worker.settings import Settings
+from gpu_worker.upload import record_of
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -64,10 +65,11 @@ class LostLease(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One receive of an SQS message; the receipt is for this receive alone."""
+    """One receive of an SQS message; the receipt is for this receive alone. `sent` is when it was put in the queue."""
 
     body: str
     receipt: str
+    sent: datetime
 
 
 class Cloud:
@@ -95,11 +97,16 @@ class Cloud:
         with _asking("receive"):
             answer = self._sqs.receive_message(
                 QueueUrl=self._settings.queue_url,
+                AttributeNames=["SentTimestamp"],
                 MaxNumberOfMessages=1,
                 WaitTimeSeconds=POLL.seconds,
                 VisibilityTimeout=_seconds(self._settings.lease),
             )
-        return next((Message(each["Body"], each["ReceiptHandle"]) for each in answer.get("Messages", [])), None)
+        if not answer.get("Messages"):
+            return None
+        [got] = answer["Messages"]
+        sent = datetime.fromtimestamp(int(got["Attributes"]["SentTimestamp"]) / 1000, UTC)
+        return Message(got["Body"], got["ReceiptHandle"], sent)
 
     def hide(self, message: Message, delay: timedelta) -> None:
         """Let nobody see the message for so long from now; zero gives it back.
@@ -122,14 +129,26 @@ class Cloud:
             self._sqs.delete_message(QueueUrl=self._settings.queue_url, ReceiptHandle=message.receipt)
 
     def bury(self, message: Message, reason: str) -> None:
-        """Move the message to the dead-letter queue, with the reason."""
+        """A copy of the message for the dead-letter queue, with the reason."""
         with _asking("bury"):
             self._sqs.send_message(
                 QueueUrl=self._settings.dead_letter_queue_url,
                 MessageBody=message.body,
                 MessageAttributes={"reason": {"DataType": "String", "StringValue": reason}},
             )
-        self.delete(message)
+
+    def create(self, job: Job, created: datetime) -> None:
+        """Record a job unless there is one: S3 told of an upload, and tells the same one again when it likes."""
+        item = {name: _typed(value) for name, value in record_of(job, self._settings.queue, created).items()}
+        with _asking("record the job"):
+            try:
+                self._table.put_item(
+                    TableName=self._settings.jobs_table,
+                    Item=item,
+                    ConditionExpression="attribute_not_exists(job_id)",
+                )
+            except self._table.exceptions.ConditionalCheckFailedException:
+                return
 
     def claim(self, job: Job, owner: str, facts: Mapping[str, str], now: datetime) -> Lease | None:
         """Take the job if it waits or its worker's lease has ended; None when it is not to be had."""
@@ -187,9 +206,8 @@ class Cloud:
         too_large = Rejected(f"the upload has more than {limit} bytes")
         if job.size > limit:
             raise too_large
-        which: dict[str, Any] = {"VersionId": job.version} if job.version else {"IfMatch": job.etag}
         with _asking("download", GONE), path.open("wb") as file:
-            answer = self._s3.get_object(Bucket=job.bucket, Key=job.key, **which)
+            answer = self._s3.get_object(Bucket=job.bucket, Key=job.key, **_exactly(job))
             with closing(answer["Body"]) as body:
                 while chunk := body.read(CHUNK):
                     if file.tell() + len(chunk) > limit:
@@ -213,6 +231,15 @@ class Cloud:
                 if error.response["Error"]["Code"] != "PreconditionFailed":
                     raise
         return key
+
+    def delete_upload(self, job: Job) -> None:
+        """Remove the very object the job is about, for good; one that is gone, or was replaced, is let be."""
+        with _asking("delete the upload"):
+            try:
+                self._s3.delete_object(Bucket=job.bucket, Key=job.key, **_exactly(job))
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in GONE:
+                    raise
 
     def _ours(self, lease: Lease, **change: Any) -> None:
         """Change the record if this attempt of this owner still holds it."""
@@ -249,6 +276,11 @@ class Cloud:
                 ReturnValues="ALL_NEW",
             )
         return _plain(answer["Attributes"])
+
+
+def _exactly(job: Job) -> dict[str, Any]:
+    """Which object S3 is asked for: this version; without versions, what is there if it still is what was uploaded."""
+    return {"VersionId": job.version} if job.version else {"IfMatch": job.etag}
 
 
 @contextmanager

@@ -49,7 +49,9 @@ class Lease:
 
 @dataclass(frozen=True)
 class Drop:
-    """The job is finished: its message has no more use."""
+    """The job is over: its message has no more use. `succeeded` tells whether its upload has none either."""
+
+    succeeded: bool
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Bury:
 def when_refused(record: Mapping[str, Any] | None, now: datetime) -> Drop | Hide | Bury:
     """What to do with a message whose job would not be claimed; `record` is the job as it was found afterwards."""
     if record is None:
-        return Bury("the job has no record")  # ingest writes the record before it sends the message
+        return Bury("the job has no record")  # it is written before the message is sent, or before the claim
     match record["state"]:
-        case "SUCCEEDED" | "FAILED":
-            return Drop()
+        case "SUCCEEDED" | "FAILED" as state:
+            return Drop(succeeded=state == "SUCCEEDED")
         case "RUNNING":
             left = datetime.fromtimestamp(record["lease_until"], UTC) - now
             return Hide(min(max(left, timedelta(0)) + timedelta(seconds=1), LOOK_AGAIN))

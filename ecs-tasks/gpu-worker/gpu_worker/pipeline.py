@@ -1,5 +1,7 @@
 """The worker's loop: receive, claim, work, settle; one job at a time.
 
+A message tells of one job, or is an S3 event of any number of uploads; it is deleted when all its jobs are over.
+
 The main thread decides and writes; a second one downloads, has the job processed, and uploads. So the main thread can
 give the job back at any moment, whatever the other is stuck in. The record is always written first and the message
 changed last: what dies in between leaves a message that finds out, and never a job without one.
@@ -24,6 +26,7 @@ from gpu_worker.log import log
 from gpu_worker.outcome import DONE, NOT_NOW, REJECTED, Finish, Outcome, Reject, Rejected, Release, Retry, settle
 from gpu_worker.processor import Processor
 from gpu_worker.settings import Settings
+from gpu_worker.upload import told_by_s3
 
 TICK = 0.25
 """Seconds between two looks at the clock and the notice file while a job runs."""
@@ -78,49 +81,67 @@ class Worker:
         message = self._cloud.receive()
         if message is None:
             self._protection.drop()
-        elif self._host.doom(self._now()):
-            self._cloud.hide(message, timedelta(0))
-        else:
-            self._take(message)
+        elif self._take(message):
+            self._cloud.delete(message)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message) -> bool:
+        """Do what the message tells of; True when all of it is over, False when the message must come again."""
         try:
-            job = Job.read(message.body)
+            uploads = told_by_s3(message.body)
+            jobs = [Job.read(message.body)] if uploads is None else uploads
         except NotAJob as error:
             log("not a job", error=str(error))
             self._cloud.bury(message, str(error))
-            return
+            return True
+        for job in jobs:
+            if self._host.doom(self._now()):
+                self._cloud.hide(message, timedelta(0))
+                return False
+            if job is not jobs[0]:  # the time for which the message was hidden went to those before
+                self._cloud.hide(message, self._settings.lease)
+            if uploads is not None:
+                self._cloud.create(job, message.sent)
+            if not self._do(job, message):
+                return False
+        return True
+
+    def _do(self, job: Job, message: Message) -> bool:
+        """One attempt at a job, if it is to be had; True when the job is over."""
         self._protection.hold(self._now())
         lease = self._cloud.claim(job, self._owner, self._host.facts(), self._now())
         if lease is None:
-            self._decline(job, message)
-            return
-        log("claimed", job_id=job.job_id, attempt=lease.attempt, size=job.size)
-        self._work(lease, message)
+            return self._decline(job, message)
+        log("claimed", job_id=job.job_id, queue=self._settings.queue, attempt=lease.attempt, size=job.size)
+        return self._work(lease, message)
 
-    def _decline(self, job: Job, message: Message) -> None:
+    def _decline(self, job: Job, message: Message) -> bool:
         """The job is not ours to claim; see what its message is still good for."""
         verdict = when_refused(self._cloud.record(job.job_id), self._now())
         log("declined", job_id=job.job_id, verdict=type(verdict).__name__)
         match verdict:
-            case Drop():
-                self._cloud.delete(message)
+            case Drop(succeeded):
+                if succeeded:
+                    self._clear(job)
             case Hide(delay):
                 self._cloud.hide(message, delay)
+                return False
             case Bury(reason):
                 self._cloud.bury(message, reason)
+        return True
 
-    def _work(self, lease: Lease, message: Message) -> None:
+    def _work(self, lease: Lease, message: Message) -> bool:
+        over = False
         with TemporaryDirectory(prefix="spindrift-", ignore_cleanup_errors=True) as scratch:
             work = _in_a_thread(lambda: self._attempt(lease, Path(scratch)))
             try:
                 if attempt := self._watch(work, lease, message):
-                    self._settle(attempt, lease, message)
+                    over = self._settle(attempt, lease, message)
             except LostLease:
                 log("lost the lease", job_id=lease.job.job_id)
             while not work.done():  # given back or lost; it may still be on its way into the processor
                 self._processor.kill()
                 self._host.pause(TICK)
+        return over
 
     def _watch(self, work: Future[Attempt], lease: Lease, message: Message) -> Attempt | None:
         """Keep the lease while the work goes on; None when the job had to be given back."""
@@ -164,13 +185,14 @@ class Worker:
         except Exception as error:  # noqa: BLE001 (whatever one job makes go wrong, the worker takes the next)
             return Attempt(Outcome(1, f"{type(error).__name__}: {error}"))
 
-    def _settle(self, attempt: Attempt, lease: Lease, message: Message) -> None:
+    def _settle(self, attempt: Attempt, lease: Lease, message: Message) -> bool:
+        """Write down how the attempt ended; True when the job is over."""
         job, now = lease.job, self._now()
         verdict = settle(attempt.outcome, lease.failures, self._settings.max_failures)
         match verdict:
             case Finish():
                 self._cloud.finish(lease, attempt.outputs, now)
-                self._cloud.delete(message)
+                self._clear(job)
                 self._pace = self._pace.after(job.size, now - lease.started)
             case Retry(delay, reason):
                 self._cloud.fail(lease, reason)
@@ -183,11 +205,22 @@ class Worker:
         log(
             "settled",
             job_id=job.job_id,
+            queue=self._settings.queue,
             verdict=type(verdict).__name__,
             code=attempt.outcome.code,
             error=attempt.outcome.error,
             seconds=(now - lease.started).total_seconds(),
         )
+        return isinstance(verdict, Finish | Reject)
+
+    def _clear(self, job: Job) -> None:
+        """Delete the upload of a job that succeeded, where that is wished. The results count, deleted or not."""
+        if not self._settings.delete_uploads:
+            return
+        try:
+            self._cloud.delete_upload(job)
+        except CloudError as error:
+            log("the upload stays", job_id=job.job_id, error=str(error))
 
     def _release(self, lease: Lease, message: Message, delay: timedelta) -> None:
         self._cloud.release(lease)

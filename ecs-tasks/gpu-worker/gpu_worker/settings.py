@@ -18,6 +18,7 @@ class BadSettings(Exception):
 class Settings:
     """Where the work is, how long it may take, and who does it."""
 
+    queue: str
     queue_url: str
     dead_letter_queue_url: str
     jobs_table: str
@@ -29,6 +30,7 @@ class Settings:
     max_input_bytes: int
     processor: str
     options: Mapping[str, Any]
+    delete_uploads: bool
     host_dir: Path
     ecs_agent_uri: str | None
     ecs_metadata_uri: str | None
@@ -51,6 +53,11 @@ class Settings:
             problems.append(f"{name}: a whole number from {least} to {most}, got {given!r}")
             return default
 
+        def flag(name: str) -> bool:
+            if env.get(name) not in (None, "1"):
+                problems.append(f"{name}: 1 or not at all, got {env[name]!r}")
+            return env.get(name) == "1"
+
         def options(name: str) -> dict[str, Any]:
             given = env.get(name) or "{}"
             try:
@@ -69,6 +76,7 @@ class Settings:
             problems.append("AWS_DEFAULT_REGION is missing (older ECS agents do not set it: the task definition must)")
         pulse = env.get("SPINDRIFT_PULSE_FILE")
         settings = cls(
+            queue=text("SPINDRIFT_QUEUE"),
             queue_url=text("SPINDRIFT_QUEUE_URL"),
             dead_letter_queue_url=text("SPINDRIFT_DEAD_LETTER_QUEUE_URL"),
             jobs_table=text("SPINDRIFT_JOBS_TABLE"),
@@ -80,6 +88,7 @@ class Settings:
             max_input_bytes=number("SPINDRIFT_MAX_INPUT_BYTES", 2**30, 1, 2**40),
             processor=processor,
             options=options("SPINDRIFT_OPTIONS"),
+            delete_uploads=flag("SPINDRIFT_DELETE_UPLOADS"),
             host_dir=Path(env.get("SPINDRIFT_HOST_DIR") or "/run/spindrift"),
             ecs_agent_uri=env.get("ECS_AGENT_URI"),
             ecs_metadata_uri=env.get("ECS_CONTAINER_METADATA_URI_V4"),

@@ -1,0 +1,38 @@
+"""Stacks as the tests of judges, updates and user data want them."""
+
+import json
+import tomllib
+from pathlib import Path
+
+from templates.assets import Asset, Assets
+from templates.settings import Settings
+from templates.stacks import STACKS, rendered
+
+HASH = "0123456789abcdef" * 4
+EVERYTHING = tomllib.loads((Path(__file__).parent / "everything.toml").read_text("utf-8"))
+GIVEN_VPC = {"vpc_id": "vpc-12345678", "subnet_ids": ["subnet-11111111", "subnet-22222222"]}
+TABLES = {
+    "defaults": {},
+    "everything": EVERYTHING,
+    "groups": {**EVERYTHING, "profile": "groups", "compute": {"attributes": {"gpu_names": ["t4"]}}},
+    "plain": {
+        "network": GIVEN_VPC,
+        "on_demand": {"urgency": "spot-only", "max_units": 0},
+        "security": {"customer_key": False},
+        "spot": {"allocation_strategy": "capacityOptimizedPrioritized"},
+    },
+}
+"""Settings that together turn every option on and off."""
+
+
+def assets(agent_sha256=HASH):
+    return Assets(
+        ingest=Asset(f"ingest-{HASH[:16]}.zip", HASH),
+        capacity=Asset(f"capacity-{HASH[:16]}.zip", HASH),
+        agent=Asset(f"agent-{HASH[:16]}.pyz", agent_sha256),
+    )
+
+
+def stack(table, agent_sha256=HASH):
+    """The `cluster` template as JSON reads it."""
+    return json.loads(rendered(STACKS["cluster"](Settings.read(table), assets(agent_sha256))))
