@@ -26,8 +26,8 @@ SECRET_KEY = "role-secret-that-must-not-be-logged"
 class LocalServer:
     """An HTTP/1.1 server on 127.0.0.1 in a thread of its own; subclasses answer (status, headers, body)."""
 
-    def __init__(self, port: int = 0) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        self._server = ThreadingHTTPServer((host, port), _handler(self))
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -73,8 +73,8 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
 class MetadataServer(LocalServer):
     """One Spot instance's metadata. Everything public may be changed while it serves."""
 
-    def __init__(self, instance_id: str = INSTANCE) -> None:
-        super().__init__()
+    def __init__(self, instance_id: str = INSTANCE, port: int = 0, host: str = "127.0.0.1") -> None:
+        super().__init__(port, host)
         self.identity: dict[str, Any] = {
             "instanceId": instance_id,
             "instanceType": "g5.xlarge",
