@@ -3,7 +3,7 @@ PYTHON ?= python3
 SEED ?= 7
 SPEED ?= 4
 
-.PHONY: help demo test check setup latency bench-build lock clean
+.PHONY: help demo test check setup latency bench bench-build bench-replay lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -18,13 +18,19 @@ test: check  ## everything CI runs, under ten minutes on two cores
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
-	@.venv/bin/mypy build.py templates ops lambdas agent ecs-tasks/gpu-worker/gpu_worker localcloud judges
+	@.venv/bin/mypy build.py templates ops lambdas agent ecs-tasks/gpu-worker/gpu_worker localcloud judges replay
 
 latency: setup  ## notice to DRAINING and upload to launch, at real time
 	@.venv/bin/python -m localcloud.latency
 
 bench-build: setup bench/cdk/node_modules/.done  ## python build.py beside cdk synth (needs Node.js): build/bench/build.json
 	@.venv/bin/python bench/build.py
+
+bench-replay: setup  ## 45 days of nine zones under the shipped policy, in seconds: build/bench/replay.json
+	@.venv/bin/python bench/replay.py
+
+bench: setup  ## the long replays, of every policy (SPINDRIFT_TRACES=folder for recorded markets): build/bench/replay.html
+	@.venv/bin/python bench/replay.py --all
 
 bench/cdk/node_modules/.done: bench/cdk/package-lock.json
 	@cd bench/cdk && npm ci --no-audit --no-fund --loglevel=error

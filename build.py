@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 try:
     import click
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 
+    from ops.account import Account, told
+    from ops.doctor import COULD_NOT_LOOK, OK, PROBLEM, Doctor
+    from ops.down import CouldNotTakeDown, Down, NoSuchStack
     from ops.package import CannotPackage, package
     from ops.publish import CannotPublish, publish
+    from replay.command import replay
     from templates.settings import BadSettings, Settings, must_name_a_bucket
     from templates.stacks import STACKS, rendered
 except ModuleNotFoundError as error:
@@ -25,6 +32,7 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parent
 MANIFEST = "manifest.json"
 STACK_NAME = "spindrift"
+DOCKERFILE = "ecs-tasks/gpu-worker/Dockerfile"
 
 
 class Wrong(click.ClickException):
@@ -114,11 +122,55 @@ def render(paths: Paths) -> None:
     click.echo(f"  python build.py{elsewhere} publish --bucket BUCKET")
 
 
-def _bucket(_: click.Context, __: click.Parameter, name: str) -> str:
+def _bucket(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     try:
-        return must_name_a_bucket(name)
+        return name and must_name_a_bucket(name)
     except ValueError as error:
         raise Wrong(f"--bucket: {error}") from error
+
+
+@cli.command()
+@settings_option
+@out_option
+@click.pass_context
+def check(context: click.Context) -> None:
+    """Show the templates and the Dockerfile to every judge there is.
+
+    Before you deploy, to know what AWS would refuse, or take and silently not do:
+
+        python build.py check
+
+    Each finding is a line, judge: where: what. Exit status: 0 nothing found; 1 something is; 2 a judge is not set up.
+    """
+    # Here and not above: cfn-lint and moto take a second to import, and only this command needs them.
+    from judges import NotHere, NotSetUp  # noqa: PLC0415
+    from judges.panel import JUDGES, Product  # noqa: PLC0415
+
+    paths = context.find_root().ensure_object(Paths)
+    try:
+        settings = Settings.load(paths.settings)
+        assets = package(ROOT, paths.out / "assets")
+    except (BadSettings, CannotPackage) as error:
+        raise Wrong(str(error)) from error
+    product = Product(
+        {name: json.loads(rendered(build(settings, assets))) for name, build in STACKS.items()},
+        {DOCKERFILE: (ROOT / DOCKERFILE).read_text("utf-8")},
+    )
+    found = 0
+    for name, judge in JUDGES.items():
+        started = time.monotonic()
+        try:
+            findings = judge(product)
+        except NotSetUp as error:
+            raise Wrong(f"{name}: {error}") from error
+        except NotHere as error:
+            click.echo(f"{name}: not asked: {error}")
+            continue
+        for finding in findings:
+            click.echo(str(finding))
+        found += len(findings)
+        click.echo(f"{name}: {len(findings) or 'nothing'} found in {time.monotonic() - started:.1f} s")
+    context.exit(1 if found else 0)
 
 
 @cli.command("publish")
@@ -126,7 +178,12 @@ def _bucket(_: click.Context, __: click.Parameter, name: str) -> str:
 @out_option
 @click.pass_obj
 def publish_command(paths: Paths, bucket: str) -> None:
-    """Upload the assets that the bucket lacks."""
+    """Upload the assets that the bucket lacks.
+
+    Built, and not deployed yet:
+
+        python build.py publish --bucket BUCKET
+    """
     out = paths.out
     try:
         manifest = json.loads((out / MANIFEST).read_text("utf-8"))
@@ -145,6 +202,131 @@ def publish_command(paths: Paths, bucket: str) -> None:
             f"    --capabilities CAPABILITY_IAM --s3-bucket {bucket} \\\n"
             f"    --parameter-overrides AssetsBucket={bucket} WorkerImage=IMAGE"
         )
+
+
+@cli.command()
+@settings_option
+@click.option("--image", help="The worker's image, as the stack's WorkerImage will have it.")
+@click.option("--bucket", callback=_bucket, help="The bucket for the assets.")
+@click.option("--fix", is_flag=True, help="Make the service-linked roles that are missing. Nothing else is changed.")
+@click.pass_context
+def doctor(context: click.Context, image: str | None, bucket: str | None, fix: bool) -> None:
+    """Say whether the settings will work in this account and region.
+
+    Before the first deployment, or when nothing starts:
+
+        python build.py doctor --bucket BUCKET --image IMAGE
+
+    Exit status: 0 all is well; 1 there are problems, or something could not be looked at.
+    """
+    try:
+        settings = Settings.load(context.find_root().ensure_object(Paths).settings)
+    except BadSettings as error:
+        raise Wrong(str(error)) from error
+    count = dict.fromkeys((OK, PROBLEM, COULD_NOT_LOOK), 0)
+    for finding in Doctor(Account(), settings, image=image, bucket=bucket, fix=fix).examine():
+        count[finding.state] += 1
+        click.echo(f"{finding.state:<16}{finding.what}")
+        if finding.do:
+            click.echo(f"{'':<16}-> {finding.do}")
+    click.echo(f"\n{count[OK]} well, {count[PROBLEM]} problems, {count[COULD_NOT_LOOK]} could not be looked at")
+    context.exit(0 if count[OK] == sum(count.values()) else 1)
+
+
+@cli.command()
+@click.option("--stack", "name", required=True, help="The name it was deployed with.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--delete-data", is_flag=True, help="Delete buckets, jobs, messages and shared files too. For ever.")
+@click.option("--wait-minutes", type=click.IntRange(1), default=30, show_default=True, help="How long to wait for AWS.")
+@click.pass_context
+def down(context: click.Context, name: str, yes: bool, delete_data: bool, wait_minutes: int) -> None:
+    """Delete a stack, and prove that nothing of it runs any more.
+
+    The work is done, and not a cent more is to be spent:
+
+        python build.py down --stack NAME
+
+    Uploads, results, job records and queues with messages in them stay, and are named with the command that removes
+    each. After a failure, or when time is up, run it again. Exit status: 0 it is proved that nothing else is left; 1
+    something is, or could not be looked for.
+    """
+    try:
+        ending = Down(Account(), name, say=click.echo, wait_minutes=wait_minutes)
+        for line in ending.plan(delete_data):
+            click.echo(line)
+        if not yes:
+            _must_mean_it(name)
+        context.exit(0 if ending.run(delete_data) else 1)
+    except (NoSuchStack, NoCredentialsError, NoRegionError) as error:
+        raise Wrong(str(error)) from error
+    except CouldNotTakeDown as error:
+        raise Failed(str(error)) from error
+    except (ClientError, BotoCoreError) as error:
+        raise Failed(told(error)) from error
+
+
+def _must_mean_it(name: str) -> None:
+    if not sys.stdin.isatty():
+        raise Wrong("nobody is there to confirm it: add --yes")
+    if click.prompt(f"\nType {name} to go on", default="", show_default=False) != name:
+        raise Wrong("that is not its name: nothing was done")
+
+
+@cli.command("pools")
+@settings_option
+@click.option("--stack", "name", help="Show what its market Lambda knows; without it, the pools of the settings.")
+@click.option("--propose", is_flag=True, help="Print a diversified list of instance types for the settings.")
+@click.option("--gpus", type=click.IntRange(1, 8), help="Of each instance in the proposal.  [default: 1]")
+@click.option(
+    "--min-memory-gib", "memory", type=click.FloatRange(min=0), help="For each GPU in the proposal.  [default: 16]"
+)
+@click.option("--zones", type=click.IntRange(1, 6), help="Of the region's, for the proposal.  [default: 3]")
+@click.pass_context
+def pools_command(
+    context: click.Context,
+    name: str | None,
+    propose: bool,
+    gpus: int | None,
+    memory: float | None,
+    zones: int | None,
+) -> None:
+    """Show what each Spot pool costs and is worth, or propose types.
+
+    To see why the fleet does not launch in some pools:
+
+        python build.py pools --stack NAME
+
+    To choose instance types before the first deployment, as TOML for spindrift.toml:
+
+        python build.py pools --propose --gpus 1 --min-memory-gib 16 --zones 3
+
+    Spot prices are the average of the past hour, in US dollars an hour of one instance. Exit status: 0 shown; 1 AWS did
+    not answer, or nothing fits; 2 there is no such stack, or the settings or the command line are wrong.
+    """
+    # Here and not above: it needs the Lambda's own code, and only this command does.
+    from ops import pools  # noqa: PLC0415
+
+    asked = {"--gpus": gpus, "--min-memory-gib": memory, "--zones": zones}
+    if not propose and (given := [option for option, value in asked.items() if value is not None]):
+        raise Wrong(f"{', '.join(given)}: only with --propose")
+    if propose and name:
+        raise Wrong("--stack: not with --propose, which asks the market")
+    now, account = datetime.now(UTC), Account()
+    try:
+        if propose:
+            wanted = pools.Wanted(gpus=gpus or 1, memory_gib=16 if memory is None else memory, zones=zones or 3)
+            click.echo(pools.propose(account, wanted, now), nl=False)
+            return
+        settings = context.find_root().ensure_object(Paths).settings
+        report = pools.of_stack(account, name) if name else pools.of_settings(account, Settings.load(settings), now)
+    except (BadSettings, pools.NoSuchStack, NoCredentialsError, NoRegionError) as error:
+        raise Wrong(str(error)) from error
+    except pools.NothingFits as error:
+        raise Failed(str(error)) from error
+    except (ClientError, BotoCoreError) as error:
+        raise Failed(told(error)) from error
+    for line in report.text():
+        click.echo(line)
 
 
 @cli.command()
@@ -167,6 +349,8 @@ def local(context: click.Context, speed: float | None, seed: int | None, port: i
     arguments = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     context.exit(command.main(arguments))
 
+
+cli.add_command(replay)
 
 if __name__ == "__main__":
     cli()
