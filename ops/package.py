@@ -36,6 +36,7 @@ def package(root: Path, folder: Path) -> Assets:
     assets = Assets(
         ingest=_lambda(root / "lambdas" / "ingest", folder),
         capacity=_lambda(root / "lambdas" / "capacity", folder),
+        market=_lambda(root / "lambdas" / "market", folder),
         agent=_agent(root, folder),
     )
     for file in set(folder.iterdir()) - {folder / asset.key for asset in assets.all} - {_memo(folder)}:

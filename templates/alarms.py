@@ -84,7 +84,7 @@ def add(
     watch = _Watch(template, settings, operators)
     _dead_letters(watch, data, functions)
     _notices(watch, data)
-    for function in (functions.capacity, functions.ingest):
+    for function in (functions.capacity, functions.ingest, functions.market):
         if function:
             _function(watch, function)
     _capacity(watch, settings)

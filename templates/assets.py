@@ -19,9 +19,10 @@ class Assets:
 
     ingest: Asset
     capacity: Asset
+    market: Asset
     agent: Asset
 
     @property
     def all(self) -> tuple[Asset, ...]:
         """Every file, in the order of their names."""
-        return (self.agent, self.capacity, self.ingest)
+        return (self.agent, self.capacity, self.ingest, self.market)

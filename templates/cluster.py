@@ -92,6 +92,7 @@ def _worker_role(
                 *policies.open_and_seal(data.key),
                 *policies.use_encrypted_table(data.key),
                 policies.protect_own_task(cluster),
+                policies.see_own_host(cluster),
                 *([policies.mount_files(files.file_system, files.access_point)] if files else []),
             ],
         )

@@ -218,7 +218,7 @@ def _group(name: str) -> list[Metric]:
 
 def _lambdas(functions: Functions) -> Widget:
     metrics: list[Metric] = [_own("PassErrors", "capacity passes that failed", color=RED)]
-    for function in (functions.capacity, functions.ingest):
+    for function in (functions.capacity, functions.ingest, functions.market):
         if function:
             name = function.title.removesuffix("Function").lower()
             dimension = ["FunctionName", f"${{{function.title}}}"]

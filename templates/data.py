@@ -28,6 +28,8 @@ class Data:
     uploads: s3.Bucket
     results: s3.Bucket
     table: dynamodb.Table
+    pools: dynamodb.Table
+    """What is known of each Spot pool: knowledge, not work, and gone with the stack."""
     upload_events: sqs.Queue | None
     """None where S3 writes to the job queues itself."""
     jobs: dict[str, sqs.Queue]
@@ -42,34 +44,25 @@ def add(template: Template, settings: Settings) -> Data:
     key = _key(template, settings) if settings.security.customer_key else None
     # Not six times the Lambda's timeout, as is usual against throttling (the event source's MaximumConcurrency keeps
     # that away): a notice whose Lambda died must be heard again within the two minutes that it is worth something.
-    notices = _queue_with_dead(template, settings, key, "Notices", visibility=2 * CAPACITY_SECONDS, receives=5)
+    notices, _ = _queue_with_dead(template, settings, key, "Notices", visibility=2 * CAPACITY_SECONDS, receives=5)
     dead_letter = _queue(template, settings, key, "DeadLetter", MessageRetentionPeriod=TWO_WEEKS)
     _keep(dead_letter)
     jobs = {queue.name: _jobs(template, settings, key, queue, dead_letter) for queue in settings.queues}
     upload_events = None
     if settings.uploads.ingest == "lambda":
-        upload_events = _queue_with_dead(
+        upload_events, dead = _queue_with_dead(
             template, settings, key, "UploadEvents", visibility=6 * INGEST_SECONDS, receives=10
         )
+        # An upload that is announced and not a job yet is work. Notices are not: old news is worth nothing.
+        _keep(upload_events)
+        _keep(dead)
     uploads = _uploads(template, settings, key, _announced(settings, jobs, upload_events))
     results = _bucket(template, settings, key, "Results")
-    table = template.add_resource(
-        dynamodb.Table(
-            "JobsTable",
-            AttributeDefinitions=[dynamodb.AttributeDefinition(AttributeName="job_id", AttributeType="S")],
-            KeySchema=[dynamodb.KeySchema(AttributeName="job_id", KeyType="HASH")],
-            BillingMode="PAY_PER_REQUEST",
-            PointInTimeRecoverySpecification=dynamodb.PointInTimeRecoverySpecification(PointInTimeRecoveryEnabled=True),
-            Tags=tags(settings),
-        )
-    )
-    if key:
-        table.SSESpecification = dynamodb.SSESpecification(
-            SSEEnabled=True, SSEType="KMS", KMSMasterKeyId=GetAtt(key, "Arn")
-        )
+    table = _table(template, settings, key, "JobsTable", "job_id")
     _keep(table)
+    pools = _table(template, settings, key, "PoolsTable", "pool")
     topic = _notices_topic(template, settings, key, notices)
-    return Data(key, uploads, results, table, upload_events, jobs, dead_letter, notices, topic)
+    return Data(key, uploads, results, table, pools, upload_events, jobs, dead_letter, notices, topic)
 
 
 def _key(template: Template, settings: Settings) -> kms.Key:
@@ -169,10 +162,10 @@ def _jobs(
 
 def _queue_with_dead(
     template: Template, settings: Settings, key: kms.Key | None, title: str, visibility: int, receives: int
-) -> sqs.Queue:
-    """An event queue and the place for what its Lambda could not handle; nobody's work, so it goes with the stack."""
+) -> tuple[sqs.Queue, sqs.Queue]:
+    """An event queue, and the place for what its Lambda could not handle."""
     dead = _queue(template, settings, key, f"{title}Dead", MessageRetentionPeriod=TWO_WEEKS)
-    return _queue(
+    queue = _queue(
         template,
         settings,
         key,
@@ -180,6 +173,7 @@ def _queue_with_dead(
         VisibilityTimeout=visibility,
         RedrivePolicy=sqs.RedrivePolicy(deadLetterTargetArn=GetAtt(dead, "Arn"), maxReceiveCount=receives),
     )
+    return queue, dead
 
 
 def let_service_send(service: str, queue: sqs.Queue, **condition: Any) -> dict[str, Any]:
@@ -191,6 +185,24 @@ def let_service_send(service: str, queue: sqs.Queue, **condition: Any) -> dict[s
         "Resource": GetAtt(queue, "Arn"),
         "Condition": condition,
     }
+
+
+def _table(template: Template, settings: Settings, key: kms.Key | None, title: str, identity: str) -> dynamodb.Table:
+    table = template.add_resource(
+        dynamodb.Table(
+            title,
+            AttributeDefinitions=[dynamodb.AttributeDefinition(AttributeName=identity, AttributeType="S")],
+            KeySchema=[dynamodb.KeySchema(AttributeName=identity, KeyType="HASH")],
+            BillingMode="PAY_PER_REQUEST",
+            PointInTimeRecoverySpecification=dynamodb.PointInTimeRecoverySpecification(PointInTimeRecoveryEnabled=True),
+            Tags=tags(settings),
+        )
+    )
+    if key:
+        table.SSESpecification = dynamodb.SSESpecification(
+            SSEEnabled=True, SSEType="KMS", KMSMasterKeyId=GetAtt(key, "Arn")
+        )
+    return table
 
 
 def _announced(

@@ -20,7 +20,13 @@ from templates.network import Network
 from templates.settings import Settings
 from templates.tags import tags
 
-NOTES = ("spindrift:short-since", "spindrift:surplus")
+NOTES = (
+    "spindrift:ample-since",
+    "spindrift:at-risk",
+    "spindrift:short-since",
+    "spindrift:surplus",
+    "spindrift:waves",
+)
 """The tags in which the capacity Lambda keeps what AWS does not tell: it has no memory of its own."""
 
 
@@ -42,6 +48,7 @@ def add(
         environment={"SPOT_FLEET_ID": Ref(fleet), **machines.environment(settings, group)},
         statements=[
             policies.see_capacity(),
+            *([policies.time_jobs()] if settings.on_demand.urgency == "deadline" else []),
             policies.scale_services(worker.cluster, *(service_name(queue) for queue in settings.queues)),
             policies.steer_fleet(fleet),
             policies.steer_group(group),

@@ -36,6 +36,8 @@ class Functions:
     """None where S3 writes to the job queues itself."""
     ready: list[str]
     """Titles without which the capacity Lambda does not hear the minute."""
+    market: awslambda.Function | None = None
+    """Made when the machines are known (market.py)."""
 
 
 def add(
@@ -75,7 +77,7 @@ def _ingest(template: Template, settings: Settings, data: Data, code: Asset) -> 
         {"prefix": queue.prefix, "queue": queue.name, "queue_url": _url(data.jobs[queue.name])}
         for queue in settings.queues
     ]
-    function = _function(
+    function = add_function(
         template,
         settings,
         "Ingest",
@@ -110,10 +112,11 @@ def _capacity(
             "max_tasks": queue.max_tasks,
             "units_per_task": 1,
             "placement": queue.placement,
+            "max_wait_seconds": queue.max_wait_seconds,
         }
         for queue in settings.queues
     ]
-    return _function(
+    return add_function(
         template,
         settings,
         "Capacity",
@@ -122,13 +125,16 @@ def _capacity(
         statements=[
             policies.take_messages(data.notices),
             policies.measure_queues(*data.jobs.values()),
-            *policies.open_and_seal(data.key),
+            *policies.open_messages(data.key),
             *policies.drain_instances(worker.cluster),
+            policies.note_taken(data.pools),
+            *policies.use_encrypted_table(data.key),
             *machines.statements,
         ],
         environment={
             "STACK": Ref("AWS::StackName"),
             "CLUSTER": Ref(worker.cluster),
+            "POOLS_TABLE": Ref(data.pools),
             "SERVICES": Sub(json.dumps(services)),
             **machines.environment,
         },
@@ -140,7 +146,7 @@ def _url(queue: sqs.Queue) -> str:
     return f"${{{queue.title}}}"
 
 
-def _function(
+def add_function(
     template: Template,
     settings: Settings,
     title: str,
@@ -149,6 +155,7 @@ def _function(
     statements: list[policies.Statement],
     environment: dict[str, Any],
 ) -> awslambda.Function:
+    """A Lambda, its role and its log; `timeout` in seconds."""
     log_group = template.add_resource(
         logs.LogGroup(f"{title}Logs", RetentionInDays=settings.logs.retention_days, Tags=tags(settings))
     )

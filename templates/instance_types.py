@@ -80,6 +80,23 @@ INSTANCE_TYPES: dict[str, InstanceType] = {
 }
 
 
+GPU_NAMES = {
+    "g4dn": "t4",
+    "g5": "a10g",
+    "g6": "l4",
+    "gr6": "l4",
+    "g6e": "l40s",
+    "p3": "v100",
+    "p3dn": "v100",
+    "p4d": "a100",
+    "p4de": "a100",
+    "p5": "h100",
+    "p5e": "h200",
+    "p5en": "h200",
+}
+"""The GPU of each family, as AcceleratorNames of InstanceRequirements spell it."""
+
+
 def must_have_gpu(name: str) -> str:
     """The name itself; ValueError when it is not a type that we can use, saying why and what would do."""
     if name in INSTANCE_TYPES:

@@ -61,9 +61,12 @@ def in_this_cluster(cluster: Any) -> dict[str, Any]:
 
 
 def take_messages(*queues: Any) -> Statement:
-    """Receive and finish messages, as a Lambda event source does: it can neither add nor purge them."""
+    """Receive and finish messages, as a Lambda event source does: it can neither add nor purge them.
+
+    What Lambda asks for is in AWSLambdaSQSQueueExecutionRole, AWS's own policy for it.
+    """
     return allow(
-        ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"],
+        ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"],
         [GetAtt(queue, "Arn") for queue in queues],
     )
 
@@ -86,9 +89,20 @@ def measure_queues(*queues: Any) -> Statement:
     return allow(["sqs:GetQueueAttributes"], [GetAtt(queue, "Arn") for queue in queues])
 
 
+def time_jobs() -> Statement:
+    """Read from CloudWatch how old jobs are and how long they take."""
+    # GetMetricData knows no resource, and no condition on the namespace.
+    return allow(["cloudwatch:GetMetricData"], "*")
+
+
 def publish_notices(topic: Any) -> Statement:
     """Tell the capacity Lambda of an interruption: the one thing an instance may say."""
     return allow(["sns:Publish"], [Ref(topic)])
+
+
+def open_messages(key: Any | None) -> list[Statement]:
+    """Read what the key encrypts; nothing where AWS's own keys do (None)."""
+    return [allow(["kms:Decrypt"], [GetAtt(key, "Arn")])] if key else []
 
 
 def open_and_seal(key: Any | None) -> list[Statement]:
@@ -123,18 +137,28 @@ def create_jobs(table: Any) -> Statement:
     return allow(["dynamodb:PutItem"], [GetAtt(table, "Arn")])
 
 
+def note_taken(table: Any) -> Statement:
+    """Note in which pool EC2 takes an instance of ours."""
+    return allow(["dynamodb:BatchGetItem", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
+
+
+def remember_pools(table: Any) -> Statement:
+    """Read all that is known of the pools, and write what is seen and decided."""
+    return allow(["dynamodb:Scan", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
+
+
 def change_jobs(table: Any) -> Statement:
     """Claim, extend, release and finish jobs that exist."""
     return allow(["dynamodb:GetItem", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
 
 
 def read_uploads(bucket: Any) -> list[Statement]:
-    """Fetch an upload, in the version that the job names.
+    """Fetch an upload, in the version that the job names, and no other: without a version S3 asks for s3:GetObject.
 
     Without ListBucket, S3 answers 403 instead of 404 for an upload that is gone (API reference, GetObject).
     """
     return [
-        allow(["s3:GetObject", "s3:GetObjectVersion"], [Sub(f"${{{bucket.title}.Arn}}/*")]),
+        allow(["s3:GetObjectVersion"], [Sub(f"${{{bucket.title}.Arn}}/*")]),
         allow(["s3:ListBucket"], [GetAtt(bucket, "Arn")]),
     ]
 
@@ -192,15 +216,15 @@ def join_cluster(cluster: Any) -> list[Statement]:
     """What the ECS agent does, on this cluster only: the managed policy allows every cluster, and to make new ones.
 
     UpdateContainerInstancesState is for the agent's own draining at a Spot notice (ECS_ENABLE_SPOT_INSTANCE_DRAINING).
+    Of what AWS's policy has the agent never calls DeregisterContainerInstance (amazon-ecs-agent,
+    ecs-agent/api/ecs/interface.go), and for tasks on the bridge it has no attachment to tell of.
     """
     return [
         # Asked before the instance belongs to anything: the action knows no resource.
         allow(["ecs:DiscoverPollEndpoint"], "*"),
         allow(
             [
-                "ecs:DeregisterContainerInstance",
                 "ecs:RegisterContainerInstance",
-                "ecs:SubmitAttachmentStateChanges",
                 "ecs:SubmitContainerStateChange",
                 "ecs:SubmitTaskStateChange",
             ],
@@ -217,10 +241,15 @@ def join_cluster(cluster: Any) -> list[Statement]:
 def protect_own_task(cluster: Any) -> Statement:
     """Ask not to be scaled in while busy: the ECS agent's endpoint calls with the task's role."""
     return allow(
-        ["ecs:GetTaskProtection", "ecs:UpdateTaskProtection"],
+        ["ecs:UpdateTaskProtection"],
         [arn("ecs", f"task/${{{cluster.title}}}/*")],
         **in_this_cluster(cluster),
     )
+
+
+def see_own_host(cluster: Any) -> Statement:
+    """Look whether the host is being drained; which one it is, only ECS's own endpoint on the host knows."""
+    return allow(["ecs:DescribeContainerInstances"], [_container_instances(cluster)], **in_this_cluster(cluster))
 
 
 def drain_instances(cluster: Any) -> list[Statement]:
@@ -277,6 +306,47 @@ def see_groups() -> Statement:
         ],
         "*",
     )
+
+
+def see_market() -> Statement:
+    """Look at Spot and On-Demand prices, placement scores, and in which zones our subnets are."""
+    # None of these knows a resource: the market belongs to nobody, and DescribeSubnets is a list.
+    return allow(
+        [
+            "ec2:DescribeSpotPriceHistory",
+            "ec2:DescribeSubnets",
+            "ec2:GetSpotPlacementScores",
+            "pricing:GetProducts",
+        ],
+        "*",
+    )
+
+
+def choose_pools(fleet: Any, launch: Any, instance_role: Any, group: Any, subnets: Sequence[Any]) -> list[Statement]:
+    """Look at fleets, and say in which of its pools one fleet launches, always from its own launch template.
+
+    Who changes what a Spot Fleet launches needs the right to launch it (EC2 User Guide, "Spot Fleet permissions"); the
+    condition holds that to this template. `subnets` may hold Fn::If.
+    """
+    template = arn("ec2", f"launch-template/${{{launch.title}}}")
+    from_it = {"ArnEquals": {"ec2:LaunchTemplate": template}}
+    made = [arn("ec2", f"{kind}/*") for kind in ("instance", "network-interface", "volume")]
+    image = Sub("arn:${AWS::Partition}:ec2:${AWS::Region}::image/${AmiId}")
+    return [
+        # A list of all fleets: EC2's Describe calls know no resource.
+        allow(["ec2:DescribeSpotFleetRequests"], "*"),
+        allow(
+            ["ec2:ModifySpotFleetRequest"],
+            [arn("ec2", f"spot-fleet-request/${{{fleet.title}}}"), template, *subnets],
+        ),
+        allow(["ec2:RunInstances"], [template, image, group, *subnets, *made], **from_it),
+        allow(
+            ["ec2:CreateTags"],
+            [arn("ec2", f"{kind}/*") for kind in ("instance", "volume")],
+            StringEquals={"ec2:CreateAction": "RunInstances"},
+        ),
+        allow(["iam:PassRole"], [GetAtt(instance_role, "Arn")], StringEquals={"iam:PassedToService": EC2}),
+    ]
 
 
 def execute_policies(*groups: Any) -> Statement:

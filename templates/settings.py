@@ -221,6 +221,7 @@ class Queue(Section):
     jobs_per_task: Annotated[int, Field(ge=1)] = 20
     max_tasks: Annotated[int, Field(ge=1, le=5_000)] = 8
     max_failures: Annotated[int, Field(ge=1, le=100)] = 3
+    max_wait_seconds: Annotated[int, Field(ge=60, le=1_209_600)] | None = None
 
     @property
     def title(self) -> str:
@@ -354,6 +355,18 @@ def _tasks_fit_their_gpus(queues: tuple[Queue, ...], compute: Compute, on_demand
     return mistakes
 
 
+def _a_deadline_is_said(queues: tuple[Queue, ...], on_demand: OnDemand) -> list[str]:
+    """Help takes patience_seconds to be there: with less to wait, it would always be too late."""
+    if on_demand.urgency != "deadline":
+        return []
+    return [
+        f"queues[{place}].max_wait_seconds: more than on_demand.patience_seconds ({on_demand.patience_seconds}) "
+        f"when on_demand.urgency is deadline, got {queue.max_wait_seconds or 'none'}"
+        for place, queue in enumerate(queues)
+        if queue.placement == "any" and (queue.max_wait_seconds or 0) <= on_demand.patience_seconds
+    ]
+
+
 def _prefixes_can_be_told_apart_by_s3(queues: tuple[Queue, ...], uploads: Uploads) -> list[str]:
     """S3 refuses overlapping filters (S3 User Guide, "Configuring event notifications using object key name")."""
     if uploads.ingest == "lambda":
@@ -415,6 +428,7 @@ def _attributes_are_what_ec2_takes(profile: str, compute: Compute, spot: Spot, n
 
 LAWS: tuple[Callable[..., list[str]], ...] = (
     _tasks_fit_their_gpus,
+    _a_deadline_is_said,
     _prefixes_can_be_told_apart_by_s3,
     _task_fits_its_host,
     _pools_fit_the_fleet,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from troposphere import Export, FindInMap, GetAtt, Output, Parameter, Ref, Sub, Template, cloudwatch
 
-from templates import alarms, cluster, dashboard, data, files, fleet, functions, groups, network
+from templates import alarms, cluster, dashboard, data, files, fleet, functions, groups, market, network
 from templates.assets import Assets
 from templates.settings import Settings
 
@@ -52,6 +53,8 @@ def build_cluster(settings: Settings, assets: Assets) -> Template:
     worker = cluster.add(template, settings, kept, shared)
     machines = PROFILES[settings.profile](template, settings, places, kept, worker, assets, operators)
     lambdas = functions.add(template, settings, kept, worker, machines, assets)
+    pools = market.add(template, settings, places, kept, machines, assets)
+    lambdas = replace(lambdas, market=pools.function)
     mounts = shared.mounts if shared else []
     services = cluster.add_services(template, settings, worker, ready=[*lambdas.ready, *mounts])
     alarms.add(template, settings, kept, lambdas, machines, operators)
@@ -60,6 +63,7 @@ def build_cluster(settings: Settings, assets: Assets) -> Template:
         "UploadsBucket": ("Put files here", Ref(kept.uploads)),
         "ResultsBucket": ("Results come here", Ref(kept.results)),
         "JobsTable": ("One record for each job", Ref(kept.table)),
+        "PoolsTable": ("What is known of each Spot pool, one record each", Ref(pools.table)),
         "DeadLetterQueueUrl": ("Jobs that failed for good, with the reason", Ref(kept.dead_letter)),
         "NoticesQueueUrl": ("What the capacity Lambda hears", Ref(kept.notices)),
         "NoticesTopicArn": ("Where instances announce that they are being taken", Ref(kept.notices_topic)),

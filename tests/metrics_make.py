@@ -11,7 +11,7 @@ from templates.settings import Settings
 from templates.stacks import STACKS, rendered
 
 HASH = "0123456789abcdef" * 4
-ASSETS = Assets(*(Asset(f"{name}-{HASH[:16]}.zip", HASH) for name in ("ingest", "capacity", "agent")))
+ASSETS = Assets(*(Asset(f"{name}-{HASH[:16]}.zip", HASH) for name in ("ingest", "capacity", "market", "agent")))
 EVERYTHING = tomllib.loads((Path(__file__).parent / "everything.toml").read_text("utf-8"))
 TABLES = {
     "defaults": {},

@@ -29,6 +29,7 @@ def assets(agent_sha256=HASH):
     return Assets(
         ingest=Asset(f"ingest-{HASH[:16]}.zip", HASH),
         capacity=Asset(f"capacity-{HASH[:16]}.zip", HASH),
+        market=Asset(f"market-{HASH[:16]}.zip", HASH),
         agent=Asset(f"agent-{HASH[:16]}.pyz", agent_sha256),
     )
 

@@ -17,7 +17,7 @@ from templates.instance_types import INSTANCE_TYPES
 from templates.settings import Attributes, Settings
 from templates.stacks import STACKS, rendered
 
-ASSETS = Assets(ingest=Asset("ingest", "0"), capacity=Asset("capacity", "0"), agent=Asset("agent", "0"))
+ASSETS = Assets(**{name: Asset(name, "0") for name in ("ingest", "capacity", "market", "agent")})
 ATTRIBUTES = {
     "compute": {"attributes": {}},
     "spot": {"allocation_strategy": "priceCapacityOptimized"},

@@ -374,7 +374,7 @@ def everything():
     """The cluster with every option on."""
     asset = Asset("an-asset", "0" * 64)
     settings = Settings.load(Path(__file__).with_name("everything.toml"))
-    return json.loads(STACKS["cluster"](settings, Assets(asset, asset, asset)).to_json())
+    return json.loads(STACKS["cluster"](settings, Assets(asset, asset, asset, asset)).to_json())
 
 
 def test_whatever_a_role_on_the_instances_may_call_has_an_endpoint(everything):
