@@ -1,0 +1,51 @@
+"""The account and region that a command works in. Clients are made here, when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
+
+
+class Account:
+    """Whatever the standard AWS environment, profile or instance says it is."""
+
+    def __init__(self, session: boto3.Session | None = None) -> None:
+        self._session = session or boto3.Session()
+        self._clients: dict[tuple[str, str | None], Any] = {}
+
+    @property
+    def region(self) -> str | None:
+        """The region, None when nothing names one."""
+        return self._session.region_name
+
+    def client(self, service: str, region: str | None = None) -> Any:
+        """The client of a service, in the account's region or in another. Raises BotoCoreError."""
+        if (service, region) not in self._clients:
+            # boto3's stubs know a client by a literal name only.
+            make: Any = self._session.client
+            self._clients[service, region] = make(service, region_name=region, config=CONFIG)
+        return self._clients[service, region]
+
+    def all(self, service: str, operation: str, key: str, **parameters: Any) -> list[Any]:
+        """Every page of a list or Describe call: what stands under `key`. Raises ClientError or BotoCoreError."""
+        pages = self.client(service).get_paginator(operation).paginate(**parameters)
+        return [item for page in pages for item in page.get(key, [])]
+
+
+def code(error: Exception) -> str:
+    """The error code of an answer, "" for anything that is none."""
+    return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else ""
+
+
+def told(error: ClientError | BotoCoreError) -> str:
+    """What went wrong, on one line: AWS's code and words, without botocore's preamble."""
+    if isinstance(error, ClientError):
+        answer: Mapping[str, Any] = error.response["Error"]
+        return " ".join(f"{answer.get('Code', '')}: {answer.get('Message', '')}".split())
+    return " ".join(str(error).split())

@@ -1,0 +1,191 @@
+"""What may outlive a stack because there is work or history in it: is it there, what is in it, and how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from botocore.exceptions import ClientError
+
+from ops.account import Account, code
+
+KEY_DAYS = 30
+"""How long a key waits for its deletion, the longest that KMS allows (7 to 30): until then it can be taken back, and
+with it the backup that DynamoDB keeps of a deleted table for 35 days."""
+EMPTY = "empty"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing that holds data."""
+
+    noun: str
+    type: str
+    """Of the CloudFormation resource, whose physical id names the thing."""
+    tagged: str
+    """As the Resource Groups Tagging API calls it."""
+    name: Callable[[str], str]
+    """The thing's name in its physical id or ARN."""
+    state: Callable[[Account, str], str | None]
+    """What is in it, in words; None when it is gone. Raises ClientError."""
+    remove: Callable[[Account, str], None]
+    """Delete it with all that is in it. Raises ClientError."""
+    command: Callable[[Account, str], str]
+    """What an operator types to do that."""
+
+
+def _queue_url(account: Account, name: str) -> str:
+    return str(account.client("sqs").get_queue_url(QueueName=name)["QueueUrl"])
+
+
+def messages(account: Account, queue: str) -> tuple[int, int]:
+    """How many messages of a queue wait (delayed ones too), and how many are in flight. Both are approximate."""
+    names = ("", "Delayed", "NotVisible")
+    count = account.client("sqs").get_queue_attributes(
+        QueueUrl=_queue_url(account, queue), AttributeNames=[f"ApproximateNumberOfMessages{name}" for name in names]
+    )["Attributes"]
+    visible, delayed, in_flight = (int(count[f"ApproximateNumberOfMessages{name}"]) for name in names)
+    return visible + delayed, in_flight
+
+
+def _queue_state(account: Account, queue: str) -> str | None:
+    try:
+        waiting, in_flight = messages(account, queue)
+    except ClientError as error:
+        if code(error) in ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"):
+            return None
+        raise
+    return f"{waiting} messages waiting, {in_flight} in flight" if waiting or in_flight else EMPTY
+
+
+def _delete_queue(account: Account, queue: str) -> None:
+    account.client("sqs").delete_queue(QueueUrl=_queue_url(account, queue))
+
+
+def _bucket_state(account: Account, bucket: str) -> str | None:
+    s3 = account.client("s3")
+    try:
+        found = s3.list_object_versions(Bucket=bucket, MaxKeys=1)
+    except ClientError as error:
+        if code(error) == "NoSuchBucket":
+            return None
+        raise
+    return "holds objects" if found.get("Versions") or found.get("DeleteMarkers") else EMPTY
+
+
+def _delete_bucket(account: Account, bucket: str) -> None:
+    """A bucket goes only when every version, delete marker and unfinished upload has gone."""
+    s3 = account.client("s3")
+    for upload in account.all("s3", "list_multipart_uploads", "Uploads", Bucket=bucket):
+        s3.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        found = [
+            {"Key": one["Key"], "VersionId": one["VersionId"]}
+            for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
+        ]
+        if found:
+            refused = s3.delete_objects(Bucket=bucket, Delete={"Objects": found, "Quiet": True}).get("Errors", ())
+            if refused:
+                raise ClientError({"Error": refused[0]}, "DeleteObjects")
+    s3.delete_bucket(Bucket=bucket)
+
+
+def _table_state(account: Account, table: str) -> str | None:
+    try:
+        found = account.client("dynamodb").describe_table(TableName=table)["Table"]
+    except ClientError as error:
+        if code(error) == "ResourceNotFoundException":
+            return None
+        raise
+    return f"about {found['ItemCount']} records"
+
+
+def _delete_table(account: Account, table: str) -> None:
+    account.client("dynamodb").delete_table(TableName=table)
+
+
+def _files_state(account: Account, system: str) -> str | None:
+    try:
+        (found,) = account.client("efs").describe_file_systems(FileSystemId=system)["FileSystems"]
+    except ClientError as error:
+        if code(error) == "FileSystemNotFound":
+            return None
+        raise
+    return f"{found['SizeInBytes']['Value']:,} bytes"
+
+
+def _delete_files(account: Account, system: str) -> None:
+    account.client("efs").delete_file_system(FileSystemId=system)
+
+
+def _key_state(account: Account, key: str) -> str | None:
+    try:
+        found = account.client("kms").describe_key(KeyId=key)["KeyMetadata"]
+    except ClientError as error:
+        if code(error) == "NotFoundException":
+            return None
+        raise
+    return None if found["KeyState"] == "PendingDeletion" else "reads what it encrypted"
+
+
+def _delete_key(account: Account, key: str) -> None:
+    account.client("kms").schedule_key_deletion(KeyId=key, PendingWindowInDays=KEY_DAYS)
+
+
+def _last(separator: str) -> Callable[[str], str]:
+    return lambda whole: whole.rpartition(separator)[2]
+
+
+def _typed(command: str) -> Callable[[Account, str], str]:
+    return lambda _, name: f"aws {command} {name}"
+
+
+def _type_delete_queue(account: Account, name: str) -> str:
+    return f"aws sqs delete-queue --queue-url {_queue_url(account, name)}"
+
+
+def _type_delete_bucket(_: Account, bucket: str) -> str:
+    # The aws command line empties no versioned bucket.
+    python = f"b = boto3.resource('s3').Bucket('{bucket}'); b.object_versions.delete(); b.delete()"
+    return f'.venv/bin/python -c "import boto3; {python}"'
+
+
+QUEUE = Kind(
+    "queue",
+    "AWS::SQS::Queue",
+    "sqs",
+    lambda whole: whole.rpartition("/")[2].rpartition(":")[2],
+    _queue_state,
+    _delete_queue,
+    _type_delete_queue,
+)
+BUCKET = Kind("bucket", "AWS::S3::Bucket", "s3", _last(":"), _bucket_state, _delete_bucket, _type_delete_bucket)
+TABLE = Kind(
+    "table",
+    "AWS::DynamoDB::Table",
+    "dynamodb:table",
+    _last("/"),
+    _table_state,
+    _delete_table,
+    _typed("dynamodb delete-table --table-name"),
+)
+FILES = Kind(
+    "file system",
+    "AWS::EFS::FileSystem",
+    "elasticfilesystem:file-system",
+    _last("/"),
+    _files_state,
+    _delete_files,
+    _typed("efs delete-file-system --file-system-id"),
+)
+KEY = Kind(
+    "key",
+    "AWS::KMS::Key",
+    "kms:key",
+    _last("/"),
+    _key_state,
+    _delete_key,
+    _typed(f"kms schedule-key-deletion --pending-window-in-days {KEY_DAYS} --key-id"),
+)
+KINDS = (QUEUE, BUCKET, TABLE, FILES, KEY)
+"""In the order in which they go: the key last, or what it encrypted could be read no more and was still there."""
