@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 LEAST = timedelta(seconds=60)
-"""Linux instances are billed by the second, at least one minute (EC2 On-Demand pricing page)."""
+"""Linux instances are billed by the second, each start at least one minute (EC2 On-Demand pricing page). A stopped one
+costs its volume only, which is left out as it is for one that runs."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,21 @@ def bill(diary: Iterable[Mapping[str, Any]], now: datetime, speed: float = 1.0) 
     An instance that EC2 takes back in its first hour is free (EC2 User Guide, "Billing for interrupted Spot
     Instances"); that saving is left out, so that the bill never flatters.
     """
-    launched: dict[str, Mapping[str, Any]] = {}
-    ended: dict[str, datetime] = {}
+    prices: dict[str, tuple[float, float]] = {}
+    running: dict[str, datetime] = {}
+    spans: list[tuple[str, timedelta]] = []
     for line in diary:
+        instance, at = line["subject"], datetime.fromisoformat(line["at"])
         if line["what"] == "instance launched":
-            launched[line["subject"]] = line
-        elif line["what"] == "instance terminated":
-            ended[line["subject"]] = datetime.fromisoformat(line["at"])
+            prices[instance] = (line["price"], line["on_demand_price"])
+        if line["what"] in ("instance launched", "instance started"):
+            running[instance] = at
+        elif line["what"] in ("instance stopped", "instance terminated") and instance in running:
+            spans.append((instance, at - running.pop(instance)))
+    spans += [(instance, now - at) for instance, at in running.items()]
     spent = on_demand_only = 0.0
-    for instance, line in launched.items():
-        lasted = (ended.get(instance, now) - datetime.fromisoformat(line["at"])) * speed
-        hours = max(lasted, LEAST) / timedelta(hours=1)
-        spent += hours * line["price"]
-        on_demand_only += hours * line["on_demand_price"]
+    for instance, lasted in spans:
+        hours = max(lasted * speed, LEAST) / timedelta(hours=1)
+        spent += hours * prices[instance][0]
+        on_demand_only += hours * prices[instance][1]
     return Bill(round(spent, 4), round(on_demand_only, 4))

@@ -12,18 +12,22 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from localcloud import ec2, ecs, substrate
+from localcloud import ec2, ecs, monitoring, substrate
 from localcloud.control import Control
-from localcloud.formation import Resource
+from localcloud.formation import Guard, Resource
+from localcloud.groups import AutoScaling
+from localcloud.image import REGISTRY, WORKER
 from localcloud.wire import Service
 from localcloud.world import REGION, World
 
 
-def furnish(world: World, control: Control) -> tuple[list[Service], dict[str, Resource]]:
-    """Every service and resource type that is ours, wired together."""
+def furnish(world: World, control: Control) -> tuple[list[Service], dict[str, Resource], dict[str, Guard]]:
+    """Every service and resource type that is ours, wired together, and what keeps others from being deleted."""
     containers, container_resources = ecs.furnish(world, control)
-    services, resources = ec2.furnish(world, control, containers)
-    return [containers, *services], {**container_resources, **resources}
+    services, resources, guards = ec2.furnish(world, control, containers)
+    scaling = next(one for one in services if isinstance(one, AutoScaling))
+    watching, watch_resources = monitoring.furnish(world, containers, scaling)
+    return [containers, *services, *watching], {**container_resources, **resources, **watch_resources}, guards
 
 
 def free_port() -> int:
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"export AWS_ENDPOINT_URL={endpoint}\n"
             f"export AWS_ACCESS_KEY_ID={substrate.OPERATOR_KEY} AWS_SECRET_ACCESS_KEY={substrate.OPERATOR_KEY}\n"
             f"export AWS_DEFAULT_REGION={REGION}\n"
-            f"# state and logs: {state}\n# the worker's image is gpu-worker:local; Ctrl-C ends it\n"
+            f"# state and logs: {state}\n# the worker's image is {REGISTRY}/{WORKER}; Ctrl-C ends it\n"
         )
         sys.stdout.flush()
         world = World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed)

@@ -6,36 +6,25 @@ import functools
 import json
 import logging
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import moto
-from ministack.core import iam_actions, iam_evaluator
-from ministack.services import dynamodb, eventbridge, iam, kms, lambda_svc, s3, sns, sqs, ssm
-from ministack.services.cloudformation import provisioners
+from ministack.core import iam_actions
+from ministack.services import eventbridge, iam, lambda_svc, sns, sqs, ssm
+from ministack.services.cloudformation import engine, provisioners, stacks
 from moto.iam.aws_managed_policies import aws_managed_policies_data
 from moto.ssm.utils import convert_to_params
 from moto.utilities.utils import load_resource
 
-from localcloud.formation import NotPlayed
+from localcloud import permissions
 from localcloud.world import ACCOUNT, REGION, World
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-KEY_ACTIONS: Mapping[str, tuple[str, ...]] = {
-    "sqs:SendMessage": ("kms:GenerateDataKey", "kms:Decrypt"),
-    "sqs:ReceiveMessage": ("kms:Decrypt",),
-    "sns:Publish": ("kms:GenerateDataKey", "kms:Decrypt"),
-    "s3:PutObject": ("kms:GenerateDataKey",),
-    "s3:GetObject": ("kms:Decrypt",),
-    **{
-        f"dynamodb:{operation}": ("kms:Decrypt",)
-        for operation in ("PutItem", "GetItem", "UpdateItem", "DeleteItem", "Query", "Scan")
-    },
-}
-"""What a caller needs of the customer key of the thing that it uses (developer guides of the five services)."""
 BATCHES = {
     "sqs:SendMessageBatch": "sqs:SendMessage",
     "sqs:DeleteMessageBatch": "sqs:DeleteMessage",
@@ -52,11 +41,13 @@ def install(world: World) -> None:
     _scale_schedules(world)
     _name_actions()
     _name_log_streams()
+    permissions.install(world)
     _hold_services_to_policies()
-    _hold_callers_to_keys()
     _hold_mappings_to_roles()
     _know_parameters_and_policies()
     _name_instance_profiles()
+    _await_confirmation()
+    _order_by_metadata()
 
 
 def _scale_schedules(world: World) -> None:
@@ -101,64 +92,32 @@ def _name_log_streams() -> None:
 
 
 def _hold_services_to_policies() -> None:
-    """A service sends to a queue only if the queue's policy lets it (EventBridge was let through) and its key's too."""
+    """A service sends to a queue or a topic only if its policy and its key's let it (EventBridge was let through)."""
     allows = sqs.queue_policy_allows
 
     @functools.wraps(allows)
     def allows_with_key(queue_arn: str, service: str, source_arn: str, source_account: str) -> bool:
         return bool(
             allows(queue_arn, service, source_arn, source_account)
-            and _key_lets_service(_key_of(queue_arn), service, source_arn, source_account)
+            and permissions.key_lets_service(queue_arn, service, source_arn)
         )
 
     invoke = eventbridge._invoke_target
 
     @functools.wraps(invoke)
     def invoked(target: Mapping[str, Any], event: Any, rule: Mapping[str, Any], view: Any = None) -> None:
-        arn = target["Arn"]
-        if ":sqs:" in arn and not allows_with_key(arn, "events.amazonaws.com", rule["Arn"], ACCOUNT):
-            log.warning(
-                "%s may not send to %s: the policy of the queue or of its key does not let it", rule["Arn"], arn
-            )
+        arn, service = target["Arn"], "events.amazonaws.com"
+        if (
+            (":sqs:" in arn and not allows_with_key(arn, service, rule["Arn"], ACCOUNT))
+            or (":sns:" in arn and not permissions.topic_lets_service(arn, service, rule["Arn"]))
+            or (":lambda:" in arn and not permissions.function_lets_service(arn, service, rule["Arn"]))
+        ):
+            log.warning("%s may not send to %s: its policy or its key's does not let it", rule["Arn"], arn)
             return
         invoke(target, event, rule, view)
 
     sqs.queue_policy_allows = allows_with_key
     eventbridge._invoke_target = invoked
-
-
-def _key_lets_service(key: Mapping[str, Any] | None, service: str, source_arn: str, source_account: str) -> bool:
-    if key is None:
-        return True
-    source = {"aws:sourcearn": source_arn, "aws:sourceaccount": source_account}
-    return all(
-        iam_evaluator.evaluate_resource_policy(
-            key["Policy"], _context("*", "Service", action, key["Arn"], source), service=service
-        ).decision
-        == "Allow"
-        for action in ("kms:GenerateDataKey", "kms:Decrypt")
-    )
-
-
-def _hold_callers_to_keys() -> None:
-    enforce = iam_evaluator.enforce
-
-    @functools.wraps(enforce)
-    def enforced(
-        access_key: str,
-        action: str,
-        service: str,
-        region: str,
-        resource_arn: str = "*",
-        service_context: Mapping[str, Any] | None = None,
-    ) -> Any:
-        denied = enforce(access_key, action, service, region, resource_arn, service_context)
-        if denied is None and action in KEY_ACTIONS and (key := _key_of(resource_arn)) is not None:
-            for needed in KEY_ACTIONS[action]:
-                denied = denied or enforce(access_key, needed, "kms", region, key["Arn"], _via(service))
-        return denied
-
-    iam_evaluator.enforce = enforced
 
 
 def _hold_mappings_to_roles() -> None:
@@ -199,60 +158,12 @@ def _check_mapping(function: str, queue_arn: str) -> None:
             f"Queue visibility timeout: {queue['attributes']['VisibilityTimeout']} seconds is less than Function "
             f"timeout: {config['Timeout']} seconds"
         )
-    role = config["Role"].rsplit("/", 1)[-1]
     needs = [(action, queue_arn) for action in MAPPING_ACTIONS]
-    if (key := _key_of(queue_arn)) is not None:
+    if (key := permissions.key_of(queue_arn)) is not None:
         needs.append(("kms:Decrypt", key["Arn"]))
     for action, resource in needs:
-        if not _role_may(role, name, action, resource):
+        if not permissions.role_may(config["Role"], name, action, resource, permissions.via("sqs")):
             raise NotAllowed(f"The function execution role does not have permissions to call {action} on {resource}")
-
-
-def _role_may(role: str, session: str, action: str, resource: str) -> bool:
-    caller = f"arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{session}"
-    context = _context(caller, "AssumedRole", action, resource, _via("sqs"))
-    result = iam_evaluator.evaluate(context, iam_evaluator._gather_role_policies(role, ACCOUNT))
-    service = action.split(":", 1)[0]
-    if (found := iam_evaluator._resource_policy(service, resource)) is not None:
-        result = iam_evaluator.combine_resource_policy(result, context, *found, required=service == "kms")
-    return bool(result.decision == "Allow")
-
-
-def _context(principal: str, kind: str, action: str, resource: str, keys: Mapping[str, str]) -> Any:
-    return iam_evaluator.EvalContext(
-        principal_arn=principal,
-        principal_type=kind,
-        principal_account="" if kind == "Service" else ACCOUNT,
-        action=action,
-        resource_arn=resource,
-        region=REGION,
-        secure_transport=True,
-        service_context=dict(keys),
-    )
-
-
-def _via(service: str) -> dict[str, str]:
-    return {"kms:viaservice": f"{service}.{REGION}.amazonaws.com", "kms:calleraccount": ACCOUNT}
-
-
-def _key_of(arn: str) -> Mapping[str, Any] | None:
-    """The customer key that the queue, topic, table or bucket is encrypted with, None for none."""
-    service, name = arn.split(":")[2:3], arn.rsplit(":", 1)[-1]
-    reference: str | None = None
-    if service == ["sqs"] and (queue := sqs._queue_by_arn(arn)):
-        reference = queue["attributes"].get("KmsMasterKeyId")
-    elif service == ["sns"] and (topic := sns._topics.get(arn)):
-        reference = topic["attributes"].get("KmsMasterKeyId")
-    elif service == ["dynamodb"] and (table := dynamodb._tables.get(name.split("/")[1] if "/" in name else "")):
-        reference = (table.get("SSEDescription") or {}).get("KMSMasterKeyArn")
-    elif service == ["s3"] and (rules := s3._bucket_encryption.get(name.split("/")[0])):
-        reference = next(iter(re.findall(r"<KMSMasterKeyID>([^<]+)<", rules)), None)
-    if not reference:
-        return None
-    key: Mapping[str, Any] | None = kms._resolve_key(reference)
-    if key is None:
-        raise NotPlayed(f"{arn} is encrypted with {reference}, which is no key of the local cloud")
-    return key
 
 
 def _know_parameters_and_policies() -> None:
@@ -306,3 +217,52 @@ def _name_instance_profiles() -> None:
         "update_with_logical_id": True,
         "delete": delete,
     }
+
+
+def _await_confirmation() -> None:
+    """A mail address is asked first: its subscription is pending until somebody clicks, which nobody does here."""
+
+    def pending(create: Any) -> Any:
+        @functools.wraps(create)
+        def created(*arguments: Any, **keywords: Any) -> Any:
+            made = create(*arguments, **keywords)
+            for topic in sns._topics.values():
+                for one in topic["subscriptions"]:
+                    if one["protocol"].startswith("email") and not one.get("token"):
+                        one.update(confirmed=False, token=uuid.uuid4().hex)
+                        one["attributes"]["PendingConfirmation"] = "true"
+            return made
+
+        return created
+
+    for kind in ("AWS::SNS::Topic", "AWS::SNS::Subscription"):
+        handler = provisioners._RESOURCE_HANDLERS[kind]
+        verbs = {verb: pending(handler[verb]) for verb in ("create", "update")}
+        provisioners._RESOURCE_HANDLERS[kind] = {**handler, **verbs}
+
+    def unnamed(show: Any) -> Any:
+        @functools.wraps(show)
+        def shown(params: Any) -> Any:
+            status, headers, body = show(params)
+            for topic in sns._topics.values():
+                for one in topic["subscriptions"]:
+                    if not one["confirmed"]:
+                        body = body.replace(one["arn"].encode(), b"PendingConfirmation")
+            return status, headers, body
+
+        return shown
+
+    for name in ("_list_subscriptions", "_list_subscriptions_by_topic"):
+        setattr(sns, name, unnamed(getattr(sns, name)))
+
+
+def _order_by_metadata() -> None:
+    """A reference in a resource's metadata is a dependency like any other."""
+    extract = engine._extract_deps
+
+    @functools.wraps(extract)
+    def extracted(resource: Mapping[str, Any], names: set[str]) -> Any:
+        told = {name for name, _ in engine._intrinsic_references(resource.get("Metadata", {}))}
+        return extract(resource, names) | (told & names)
+
+    engine._extract_deps = stacks._extract_deps = extracted

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from localcloud import catalog, listing
+from localcloud.budgets import BudgetResource
 from localcloud.control import Control
+from localcloud.endpoints import EndpointResource, NetworkCalls, RuleResource
 from localcloud.fleet import Fleet, Fleets
-from localcloud.formation import Resource
+from localcloud.formation import Guard, Resource
 from localcloud.groupkeeper import Groups
+from localcloud.groupnews import News
 from localcloud.groups import AutoScaling
 from localcloud.herald import Herald
 from localcloud.instances import STATE_CODES, Instance, Instances, SpotRequest
@@ -19,8 +21,12 @@ from localcloud.interruptions import Interruptions
 from localcloud.launch import ApiSurveyor, Surveyor
 from localcloud.launchtemplates import LaunchTemplateResource
 from localcloud.machine import Machines
-from localcloud.market import SPOT, Market, Pool
-from localcloud.scalingresources import GroupResource, SpotFleetResource
+from localcloud.market import SPOT, Market
+from localcloud.network import Network
+from localcloud.offerings import OfferingCalls
+from localcloud.prices import LINUX, PriceCalls, PriceList
+from localcloud.quotas import Quotas
+from localcloud.scalingresources import GroupResource, SpotFleetResource, WarmPoolResource
 from localcloud.spotfleet import SpotFleetCalls
 from localcloud.wire import Call, Fault, Permission, Service, plays
 from localcloud.world import ACCOUNT, REGION, World
@@ -45,19 +51,20 @@ REQUEST_FILTERS: Mapping[str, Callable[[SpotRequest], Iterable[str]]] = {
     "launched-availability-zone": lambda one: [one.pool.zone] if one.instance_id else [],
     "launch.instance-type": lambda one: [one.pool.type],
 }
-LINUX = "Linux/UNIX"
 
 
-class Ec2(SpotFleetCalls, Service):
-    """The `ec2` service: instances, Spot requests, Spot Fleets, prices and instance types."""
+class Ec2(SpotFleetCalls, OfferingCalls, PriceCalls, NetworkCalls, Service):
+    """The `ec2` service: instances, Spot requests, Spot Fleets, prices, types and where they are, VPC endpoints."""
 
     name = "ec2"
 
-    def __init__(self, instances: Instances, fleets: Fleets, surveyor: Surveyor) -> None:
+    def __init__(self, instances: Instances, fleets: Fleets, surveyor: Surveyor, network: Network) -> None:
+        super().__init__()
         self.world = instances.world
         self.instances = instances
         self.fleets = fleets
         self.surveyor = surveyor
+        self.network = network
 
     def permissions(self, call: Call) -> Iterable[Permission]:
         """Instances and fleets by ARN with their tags, other calls on everything (Service Authorization Reference)."""
@@ -76,6 +83,8 @@ class Ec2(SpotFleetCalls, Service):
         if call.operation == "RequestSpotFleet":
             role = params["SpotFleetRequestConfig"]["IamFleetRole"]
             needs.append(Permission("iam:PassRole", role, {"iam:PassedToService": "spotfleet.amazonaws.com"}))
+        if call.operation == "ModifySpotFleetRequest":
+            needs += self.needed_to_launch(params.get("LaunchTemplateConfigs", ()))
         return needs
 
     def _owned(self, resource: str) -> tuple[str, dict[str, Any]]:
@@ -202,28 +211,6 @@ class Ec2(SpotFleetCalls, Service):
             shown, more = listing.page(chosen, call.params, 1000)
             return {"SpotInstanceRequests": [self._request(one) for one in shown], **more}
 
-    @plays(
-        "InstanceTypes", "ProductDescriptions", "AvailabilityZone", "StartTime", "EndTime", "MaxResults", "NextToken"
-    )
-    def describe_spot_price_history(self, call: Call) -> Mapping[str, Any]:
-        """Price changes, newest first, with the price that held at the start."""
-        now = self.world.now()
-        start, end = call.params.get("StartTime", now), call.params.get("EndTime", now)
-        start, end = (at if at.tzinfo else at.replace(tzinfo=UTC) for at in (start, end))
-        kinds, zone = call.params.get("InstanceTypes"), call.params.get("AvailabilityZone")
-        if not set(call.params.get("ProductDescriptions", [LINUX])) & {LINUX, "Linux/UNIX (Amazon VPC)"}:
-            return {"SpotPriceHistory": []}
-        with self.world.lock:
-            rows = [
-                (at, pool, price)
-                for pool in self.instances.market.pools()
-                if (not kinds or pool.type in kinds) and zone in (None, "", pool.zone)
-                for at, price in self.instances.market.history(pool, start, end)
-            ]
-        rows.sort(key=lambda row: row[0], reverse=True)
-        shown, more = listing.page(rows, call.params, 1000)
-        return {"SpotPriceHistory": [_priced(*row) for row in shown], **more}
-
     @plays("InstanceTypes", "Filters", "MaxResults", "NextToken")
     def describe_instance_types(self, call: Call) -> Mapping[str, Any]:
         """Instance types, from moto's copy of AWS's answer."""
@@ -268,16 +255,6 @@ def _state(one: Instance) -> dict[str, Any]:
     return {"Code": STATE_CODES[one.state], "Name": one.state}
 
 
-def _priced(at: datetime, pool: Pool, price: float) -> dict[str, Any]:
-    return {
-        "AvailabilityZone": pool.zone,
-        "InstanceType": pool.type,
-        "ProductDescription": LINUX,
-        "SpotPrice": f"{price:.6f}",
-        "Timestamp": at,
-    }
-
-
 def _described(one: Instance) -> dict[str, Any]:
     name = f"ip-{one.ip.replace('.', '-')}.ec2.internal"
     ended = f"User initiated ({one.ended:%Y-%m-%d %H:%M:%S} GMT)" if one.ended else ""
@@ -292,7 +269,7 @@ def _described(one: Instance) -> dict[str, Any]:
         "Placement": {"AvailabilityZone": one.pool.zone, "Tenancy": "default", "GroupName": ""},
         "SubnetId": one.subnet.id,
         "VpcId": one.subnet.vpc,
-        **({"PrivateIpAddress": one.ip, "PrivateDnsName": name} if one.living else {}),
+        **({} if one.ended_for_good else {"PrivateIpAddress": one.ip, "PrivateDnsName": name}),
         **({"InstanceLifecycle": "spot", "SpotInstanceRequestId": one.request_id} if one.request_id else {}),
         **({"IamInstanceProfile": {"Arn": one.blueprint.profile_arn}} if one.blueprint.profile_arn else {}),
         "SecurityGroups": [{"GroupId": group, "GroupName": group} for group in one.blueprint.security_groups],
@@ -306,17 +283,25 @@ def _described(one: Instance) -> dict[str, Any]:
     }
 
 
-def furnish(world: World, control: Control, ecs: Ecs) -> tuple[list[Service], dict[str, Resource]]:
-    """EC2 and Auto Scaling, wired to the containers that run on the instances."""
+def furnish(world: World, control: Control, ecs: Ecs) -> tuple[list[Service], dict[str, Resource], dict[str, Guard]]:
+    """EC2, Auto Scaling and their quotas, wired to the containers that run on the instances."""
     herald, surveyor = Herald(world), ApiSurveyor()
     machines = Machines(world, control, ecs)
     instances = Instances(world, Market(world.seed), machines, herald)
     Interruptions(instances, control)
-    service = Ec2(instances, Fleets(instances, herald), surveyor)
-    scaling = AutoScaling(Groups(instances), surveyor)
+    network = Network(instances)
+    machines.in_network(network)
+    service = Ec2(instances, Fleets(instances, herald), surveyor, network)
+    scaling = AutoScaling(Groups(instances, News()), surveyor)
     machines.on_poweroff(lambda one: instances.terminate(one, "api", world.now()))
-    return [service, scaling], {
-        "AWS::EC2::LaunchTemplate": LaunchTemplateResource(),
-        "AWS::EC2::SpotFleet": SpotFleetResource(service),
+    resources: dict[str, Resource] = {
         "AWS::AutoScaling::AutoScalingGroup": GroupResource(scaling),
+        "AWS::AutoScaling::WarmPool": WarmPoolResource(scaling),
+        "AWS::Budgets::Budget": BudgetResource(world),
+        "AWS::EC2::LaunchTemplate": LaunchTemplateResource(),
+        "AWS::EC2::SecurityGroupEgress": RuleResource("egress"),
+        "AWS::EC2::SecurityGroupIngress": RuleResource("ingress"),
+        "AWS::EC2::SpotFleet": SpotFleetResource(service),
+        "AWS::EC2::VPCEndpoint": EndpointResource(world, network),
     }
+    return [service, scaling, Quotas(instances), PriceList()], resources, network.guards()

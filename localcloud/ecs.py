@@ -66,6 +66,14 @@ class Ecs(Services, Tasks, Instances, Service):
         """The EC2 instance was terminated: its agent is away at once, its tasks and registration a little later."""
         self._keeper.instance_gone(instance_id)
 
+    def agent_gone(self, instance_id: str) -> None:
+        """The EC2 instance was stopped: what it had registered stays, and its agent is away."""
+        with self.world.lock:
+            for instance in self.state.instances.values():
+                if instance["ec2InstanceId"] == instance_id and instance["status"] != "INACTIVE":
+                    self.state.agents.pop(instance["containerInstanceArn"], None)
+                    self.state.change_instance(instance, agentConnected=False)
+
     def kill(self, task: str) -> None:
         """Command task/kill: SIGKILL to the containers of a task (ARN or id), as for want of memory."""
         for agent in self.state.agents.values():

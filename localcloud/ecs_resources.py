@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from localcloud import wire
+from localcloud import substrate, wire
 from localcloud.ecs_shapes import words
 from localcloud.formation import NotPlayed, Resource, refuse_unplayed
 
@@ -168,6 +168,11 @@ class TaskDefinition(_Kind):
 class Service(_Kind):
     """AWS::ECS::Service. CloudFormation waits until it has its tasks, on creation as on a deployment."""
 
+    def __init__(self, ecs: Ecs) -> None:
+        super().__init__(ecs)
+        self._unsettled: dict[str, list[str]] = {}
+        """By stack: the services that it has made and not waited for yet."""
+
     _played = words(
         "Cluster DeploymentConfiguration DesiredCount EnableECSManagedTags LaunchType "
         "PlacementConstraints PlacementStrategies PropagateTags SchedulingStrategy "
@@ -179,11 +184,25 @@ class Service(_Kind):
     )
 
     def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
-        """CreateService; one task when DesiredCount is left out. Returns when the service is steady."""
+        """CreateService; one task when DesiredCount is left out.
+
+        Returns when the service is steady, or at once when the stack has more services to make: CloudFormation makes
+        them at the same time, and the last one waits for all.
+        """
         refuse_unplayed("AWS::ECS::Service", properties, set(self._played), {})
         given = {"ServiceName": self._name(stack, logical_id), **properties}
         service = self._ecs.perform("CreateService", as_input("CreateService", given))["service"]
-        return self._settled(service["serviceArn"])
+        unsettled = self._unsettled.setdefault(stack, [])
+        if service["desiredCount"]:
+            unsettled.append(service["serviceArn"])
+        else:
+            # It is steady at once, before what depends on it (a scalable target, an alarm) can make it want more.
+            self._settled(service["serviceArn"])
+        if not substrate.more_to_come("AWS::ECS::Service", logical_id, stack):
+            del self._unsettled[stack]
+            for each in unsettled:
+                self._settled(each)
+        return service["serviceArn"], _attributes(service)
 
     def update(
         self, physical_id: str, old: dict[str, Any], new: dict[str, Any], stack: str
@@ -220,4 +239,8 @@ class Service(_Kind):
             return f"{service_arn} runs {service['runningCount']} of {service['desiredCount']} tasks: {said}"
 
         self._wait(lambda: bool(service["_steady"]), failure, LONGEST_WAIT_SECONDS)
-        return service_arn, {"Name": service["serviceName"], "ServiceArn": service_arn}
+        return service_arn, _attributes(service)
+
+
+def _attributes(service: Mapping[str, Any]) -> dict[str, Any]:
+    return {"Name": service["serviceName"], "ServiceArn": service["serviceArn"]}

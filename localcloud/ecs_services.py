@@ -122,6 +122,8 @@ class Services(Part):
                 )
             for key, default in (("cpu", 0), ("essential", True), ("environment", []), ("mountPoints", [])):
                 container.setdefault(key, default)
+            for volume in given.get("volumes", []):
+                _check_volume(volume)
             if strange := {each["sourceVolume"] for each in container["mountPoints"]} - {
                 volume["name"] for volume in given.get("volumes", [])
             }:
@@ -331,6 +333,21 @@ class Services(Part):
         if service["status"] != "ACTIVE":
             raise Fault("ServiceNotActiveException", "Service was not ACTIVE.")
         return service
+
+
+def _check_volume(volume: Document) -> None:
+    """Refuse a volume that is not played, and of EFS what ECS refuses (API reference, EFSVolumeConfiguration)."""
+    if unknown := sorted(set(volume) - {"name", "host", "efsVolumeConfiguration"}):
+        raise Fault("NotPlayed", f"the local cloud does not play {', '.join(unknown)} of a volume")
+    shared = volume.get("efsVolumeConfiguration", {})
+    access = shared.get("authorizationConfig", {})
+    if access and shared.get("transitEncryption") != "ENABLED":
+        message = "Transit encryption must be enabled if Amazon EFS IAM authorization or an access point is used."
+        raise Fault("ClientException", message)
+    if "accessPointId" in access and shared.get("rootDirectory", "/") != "/":
+        raise Fault("ClientException", "The root directory must be omitted or / when an access point is specified.")
+    if "transitEncryptionPort" in shared:
+        raise Fault("NotPlayed", "the local cloud does not play transitEncryptionPort")
 
 
 def _deployment_configuration(given: Document) -> Document:

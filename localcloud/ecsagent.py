@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 from localcloud import signed, substrate
 from localcloud.ecs_shapes import Document, short
 from localcloud.host import Host
-from localcloud.image import Images
+from localcloud.image import REGISTRY, Image, Images, NoSuchImage
 from localcloud.launch import ApiSurveyor
+from localcloud.network import INTERNET
 from localcloud.signed import Refused
 from localcloud.taskprocess import CannotStart, TaskProcess
 from localcloud.world import ACCOUNT, REGION, World
@@ -41,6 +42,17 @@ BOOT_SECONDS = 3.0
 RETRY_SECONDS = 5.0
 """Before the agent asks again after a refusal; not scaled."""
 LOGS_SECONDS = 5.0
+WARM_POOL_SECONDS = 60.0
+"""Between two looks of the agent at the state that its group wants (amazon-ecs-agent, asgLifecyclePollWait)."""
+PULL_SECONDS = 20.0
+"""AWS's time to pull an image that the instance does not have yet."""
+PULL_ACTIONS = (
+    "ecr:GetAuthorizationToken",
+    "ecr:BatchCheckLayerAvailability",
+    "ecr:GetDownloadUrlForLayer",
+    "ecr:BatchGetImage",
+)
+"""Of the execution role, or of the instance's when a task has none (developer guide, "task execution IAM role")."""
 _SESSION_SECONDS = 6 * 3600.0
 _RENEW_SECONDS = 900.0
 _SEEN_BY_OS = 0.96
@@ -57,7 +69,6 @@ class EcsAgent:
         self.container_instance = ""
         self.tasks: dict[str, TaskProcess] = {}
         self._sessions: dict[str, tuple[str, dict[str, str]]] = {}
-        self._pulled: set[str] = set()
         self._complained: set[str] = set()
         self._stopped = threading.Event()
         # Bound but not listening: the address is known and refuses until the instance is registered.
@@ -105,20 +116,38 @@ class EcsAgent:
     # Life
 
     def _live(self) -> None:
-        if self._stopped.wait(self.world.scaled(BOOT_SECONDS)):
+        if self._stopped.wait(self.world.scaled(BOOT_SECONDS)) or not self._goes_into_service():
             return
         answer = self._insist("RegisterContainerInstance", self._registration())
         if answer is None:
             return
         self.container_instance = answer["containerInstance"]["containerInstanceArn"]
         where = {"cluster": self.cluster, "containerInstance": self.container_instance}
-        if self._insist("DiscoverPollEndpoint", where) is None:
+        if self._insist("DiscoverPollEndpoint", where) is None or not self._reaches_its_endpoints():
             return
         self._server.open()
         self._ecs.connect(self.container_instance, self)
         while not self._stopped.wait(LOGS_SECONDS):
             for task in list(self.tasks.values()):
                 task.ship_logs()
+
+    def _goes_into_service(self) -> bool:
+        """With ECS_WARM_POOLS_CHECK, wait until the group wants the instance in service. False: it died first."""
+        if self.host.config.get("ECS_WARM_POOLS_CHECK", "").lower() == "true":
+            while self.host.target_state() != "InService":
+                if self._stopped.wait(self.world.scaled(WARM_POOL_SECONDS)):
+                    return False
+        return not self._stopped.is_set()
+
+    def _reaches_its_endpoints(self) -> bool:
+        """Wait until the two endpoints that the agent keeps a websocket to can be reached. False: it died first."""
+        while not all(self.host.way.reaches(service) for service in ("ecs-agent", "ecs-telemetry")):
+            if "Poll" not in self._complained:
+                self._complained.add("Poll")
+                self.world.note("ecs agent refused", self.host.instance_id, operation="Poll", why="no way to ecs-agent")
+            if self._stopped.wait(RETRY_SECONDS):
+                return False
+        return True
 
     def _registration(self) -> dict[str, Any]:
         host, config = self.host, self.host.config
@@ -180,11 +209,32 @@ class EcsAgent:
         self.tasks.pop(process.arn, None)
         self._sessions.pop(process.arn, None)
 
-    def pulls(self, image: str) -> bool:
-        """Whether the image must be pulled, which happens once an instance."""
-        fresh = image not in self._pulled
-        self._pulled.add(image)
-        return fresh
+    def pull(self, process: TaskProcess, name: str) -> Image:
+        """The image, pulled unless this instance has it already. Raises CannotStart."""
+        try:
+            image = self.images.pull(name)
+        except NoSuchImage as error:
+            raise CannotStart(f"CannotPullContainerError: {name}: not found") from error
+        if name not in self.host.images:
+            process.wait(self.world.scaled(PULL_SECONDS))
+            self._fetch(process, name)
+            self.host.images.add(name)
+        return image
+
+    def _fetch(self, process: TaskProcess, name: str) -> None:
+        """What stands between an instance and a registry: the network, and for ECR a role. Raises CannotStart."""
+        private = name.startswith(f"{REGISTRY}/")
+        for service in ("ecr.api", "ecr.dkr", "s3") if private else (INTERNET,):
+            if not self.host.way.reaches(service):
+                message = "net/http: request canceled while waiting for connection"
+                raise CannotStart(f"CannotPullContainerError: {name}: {message} (no way to {service})")
+        role = process.definition.get("executionRoleArn", self.host.role)
+        repository = f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/{name.removeprefix(f'{REGISTRY}/').split(':')[0]}"
+        for action in PULL_ACTIONS if private else ():
+            where = "*" if action == "ecr:GetAuthorizationToken" else repository
+            if not substrate.role_may(role, process.id, action, where):
+                message = f"AccessDeniedException: {role} is not authorized to perform {action} on {where}"
+                raise CannotStart(f"CannotPullECRContainerError: {message}")
 
     def credentials_id(self, process: TaskProcess) -> str:
         """The secret part of the task's credentials URI."""
@@ -201,7 +251,8 @@ class EcsAgent:
         identifier, session = self._sessions[process.arn]
         soon = datetime.fromtimestamp(time.time() + _RENEW_SECONDS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         if session.get("Expiration", "") < soon:
-            session = substrate.session(process.definition["taskRoleArn"], process.id, _SESSION_SECONDS)
+            role = process.definition["taskRoleArn"]
+            session = substrate.session(role, process.id, _SESSION_SECONDS, self.host.way)
             self._sessions[process.arn] = (identifier, session)
         return session
 
@@ -211,7 +262,9 @@ class EcsAgent:
         override = self.host.config.get("ECS_ENABLE_AWSLOGS_EXECUTIONROLE_OVERRIDE", "").lower() == "true"
 
         def write(operation: str, params: Mapping[str, Any]) -> Any:
-            keys = substrate.session(role, process.id) if role and override else self.host.credentials()
+            keys = self.host.credentials()
+            if role and override:
+                keys = substrate.session(role, process.id, way=self.host.way)
             return signed.call(self.world.endpoint, "logs", operation, keys, params)
 
         return write

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from localcloud import catalog
+from localcloud import catalog, substrate
 from localcloud.allocation import Offer, Quote, Running, choose, victims
 from localcloud.herald import Herald
 from localcloud.instances import Instance, Instances, NoCapacity, OverQuota, SpotRequest
@@ -22,6 +22,13 @@ RETRY_SECONDS = 30.0
 """A pool without room is left alone for so long. AWS says "at least 13 minutes" after repeated failures."""
 VICTIMS = "default"
 TAG = "aws:ec2spot:fleet-request-id"
+INSTANCES = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"
+May = Callable[[str, str, str, str, Mapping[str, str] | None], bool]
+"""`(role ARN, session, action, resource, condition keys)`, see permissions.role_may."""
+
+
+Choice = tuple[Sequence[Mapping[str, Any]], Sequence[Offer]]
+"""LaunchTemplateConfigs, and the pools that they mean."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +49,8 @@ class Fleet:
     state: str = "submitted"
     change: tuple[int, str] | None = None
     """Target and policy that a modification will set."""
+    choice: Choice | None = None
+    """What it will launch from after that, None when that stays."""
     change_at: datetime | None = None
     launch_at: datetime | None = None
     blocked: dict[Pool, tuple[datetime, SpotRequest]] = field(default_factory=dict)
@@ -61,7 +70,8 @@ class Fleet:
 class Fleets:
     """Keeps every fleet at its target. Every method is called with the world's lock held."""
 
-    def __init__(self, instances: Instances, herald: Herald) -> None:
+    def __init__(self, instances: Instances, herald: Herald, may: May = substrate.role_may) -> None:
+        self._may = may
         self._instances = instances
         self._world = instances.world
         self._market = instances.market
@@ -85,12 +95,16 @@ class Fleets:
         """Units it has. A victim of its own scale-in no longer counts, one that the market wants back does."""
         return sum(fleet.weights[one.id] for one in self.members(fleet) if one.notice_by != "fleet")
 
+    def price(self, pool: Pool) -> float:
+        """What an instance of the pool costs now, in US dollars an hour."""
+        minute = timedelta(seconds=self._world.scaled(60))
+        self._market.open(pool, catalog.on_demand_usd(pool.type), self._world.now(), minute)
+        return self._market.price(pool)
+
     def create(self, config: Mapping[str, Any], offers: Sequence[Offer], tags: Mapping[str, str]) -> Fleet:
         """A new fleet; it starts launching some seconds later."""
         now = self._world.now()
-        for offer in offers:
-            kind = offer.pool.type
-            self._market.open(offer.pool, catalog.on_demand_usd(kind), now, timedelta(seconds=self._world.scaled(60)))
+        self._open_pools(offers)
         digits = self._instances.new_id("", 32)
         fleet = Fleet(
             id=f"sfr-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}",
@@ -107,8 +121,8 @@ class Fleets:
         self._tell(fleet, now, "fleetRequestChange", "submitted")
         return fleet
 
-    def modify(self, fleet: Fleet, target: int, excess_policy: str, caller: str) -> None:
-        """Change the target soon; until then the old one is shown."""
+    def modify(self, fleet: Fleet, target: int, excess_policy: str, caller: str, choice: Choice | None = None) -> None:
+        """Change the target, and what is launched from, soon; until then the old is shown."""
         now = self._world.now()
         fleet.state, fleet.change, fleet.change_at = (
             "modifying",
@@ -117,7 +131,11 @@ class Fleets:
         )
         description = f"Modify request received. Requested targetCapacity: {target}"
         self._tell(fleet, now, "fleetRequestChange", "modify_in_progress", description)
-        self._world.note("spot target", fleet.id, target=target, caller=caller)
+        if choice is None:
+            self._world.note("spot target", fleet.id, target=target, caller=caller)
+        else:
+            fleet.choice = choice
+            self._world.note("spot pools", fleet.id, pools=sorted(str(o.pool) for o in choice[1]), caller=caller)
 
     def cancel(self, fleet: Fleet, terminate: bool) -> None:
         """Launch nothing more; end its instances at once, or leave them be."""
@@ -126,7 +144,7 @@ class Fleets:
         fleet.launch_at, fleet.change, fleet.change_at = None, None, None
         self._unblock(fleet, now, everything=True)
         self._tell(fleet, now, "fleetRequestChange", fleet.state)
-        if terminate:
+        if terminate and self._allowed(fleet, now, [("ec2:TerminateInstances", INSTANCES)]):
             for instance in self.members(fleet):
                 self._instances.terminate(instance, "fleet", now)
         fleet.check_at = now
@@ -138,6 +156,7 @@ class Fleets:
                 continue
             if fleet.change is not None and fleet.change_at is not None and fleet.change_at <= now:
                 (fleet.target, fleet.excess_policy), fleet.change, fleet.change_at = fleet.change, None, None
+                self._choose(fleet)
                 fleet.state, fleet.check_at = "active", now
                 description = f"New targetCapacity: {fleet.target}"
                 self._tell(fleet, now, "fleetRequestChange", "modify_succeeded", description)
@@ -147,6 +166,16 @@ class Fleets:
             if fleet.check_at <= now:
                 fleet.check_at = now + timedelta(seconds=self._world.scaled(CHECK_SECONDS))
                 self._check(fleet, now)
+
+    def _choose(self, fleet: Fleet) -> None:
+        if fleet.choice is not None:
+            configs, fleet.offers = fleet.choice
+            fleet.config, fleet.choice = {**fleet.config, "LaunchTemplateConfigs": configs}, None
+            self._open_pools(fleet.offers)
+
+    def _open_pools(self, offers: Sequence[Offer]) -> None:
+        for offer in offers:
+            self.price(offer.pool)
 
     def _check(self, fleet: Fleet, now: datetime) -> None:
         living = {instance.id for instance in self.members(fleet)}
@@ -178,6 +207,9 @@ class Fleets:
                 for offer in offers
             ]
             offer = choose(fleet.strategy, quotes, self._world.dice).offer
+            if not self._allowed(fleet, now, _launching(offer)):
+                fleet.launch_at = now + timedelta(seconds=self._world.scaled(RETRY_SECONDS))
+                return
             try:
                 instance = self._instances.launch(
                     offer.pool.type, SPOT, offer.subnet, offer.blueprint, fleet.id, {TAG: fleet.id}, now
@@ -202,10 +234,23 @@ class Fleets:
             for one in self.members(fleet)
             if one.notice is None
         ]
+        if not self._allowed(fleet, now, [("ec2:TerminateInstances", INSTANCES)]):
+            return
         taken = sum(fleet.weights[one.id] for one in self.members(fleet) if one.notice_by == "market")
         for victim in victims(fleet.strategy, staying, max(0.0, fleet.target - taken), self._world.dice):
             self._instances.warn(self._instances.get(victim), "fleet", now)
             self._tell(fleet, now, "instanceChange", "termination_notified", instance_id=victim)
+
+    def _allowed(self, fleet: Fleet, now: datetime, needs: Sequence[tuple[str, str]]) -> bool:
+        """Whether the fleet's role lets it do that; the history says when it does not."""
+        role = fleet.config["IamFleetRole"]
+        for action, resource in needs:
+            keys = {"iam:passedtoservice": "ec2.amazonaws.com"} if action == "iam:PassRole" else None
+            if not self._may(role, "SpotFleet", action, resource, keys):
+                fleet.failing = True
+                self._tell(fleet, now, "error", "iamFleetRoleInvalid", f"{role} may not {action} on {resource}")
+                return False
+        return True
 
     def _open(self, fleet: Fleet) -> list[Offer]:
         return [offer for offer in fleet.offers if offer.pool not in fleet.blocked]
@@ -247,3 +292,11 @@ class Fleets:
 
     def _soon(self, seconds: tuple[float, float]) -> timedelta:
         return timedelta(seconds=self._world.scaled(self._world.dice.uniform(*seconds)))
+
+
+def _launching(offer: Offer) -> list[tuple[str, str]]:
+    """What a fleet's role must allow before it launches (EC2 User Guide, "Service-linked roles and IAM roles for Spot
+    Fleet"; AmazonEC2SpotFleetTaggingRole).
+    """
+    needs = [("ec2:RequestSpotInstances", "*"), ("ec2:RunInstances", INSTANCES), ("ec2:CreateTags", INSTANCES)]
+    return [*needs, ("iam:PassRole", offer.blueprint.role_arn)] if offer.blueprint.role_arn else needs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -22,6 +22,10 @@ class Resource(Protocol):
     def delete(self, physical_id: str, properties: dict[str, Any]) -> None:
         """Remove it, and return when it is gone."""
         ...
+
+
+Guard = Callable[[str], str | None]
+"""Why the resource of that physical id cannot be deleted yet, in AWS's words; None when it can."""
 
 
 class NotPlayed(Exception):

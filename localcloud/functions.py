@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import signal
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from typing import Any
 
 from ministack.core import lambda_runtime
-from ministack.services import lambda_svc
+from ministack.services import cloudwatch_logs, lambda_svc
 
+from localcloud import permissions
 from localcloud.control import Control, Refused
-from localcloud.world import World
+from localcloud.world import ACCOUNT, REGION, World
 
 BUNDLED = {"boto3", "botocore", "dateutil", "jmespath", "s3transfer", "six", "urllib3"}
 """What Lambda's Python runtime has beside the standard library (Lambda developer guide, Python)."""
@@ -45,7 +47,8 @@ class Functions:
         def written(func: dict[str, Any], request_id: str, text: str, *rest: Any, **keywords: Any) -> None:
             with (self._logs / f"{func['config']['FunctionName']}.log").open("a") as log:
                 log.write(f"{text}\n" if text else "")
-            write(func, request_id, text, *rest, **keywords)
+            if _may_log(func["config"]):
+                write(func, request_id, text, *rest, **keywords)
 
         lambda_svc._emit_lambda_logs = written
         control.offer("lambda/logs", self.logs)
@@ -67,3 +70,14 @@ class Functions:
                         os.kill(pid, signal.SIGKILL)
                         return pid
         raise Refused(f"no invocation of {function} is running now")
+
+
+def _may_log(config: Mapping[str, Any]) -> bool:
+    """Whether the function's role lets Lambda write its log, and make the group when it is not there."""
+    group = config.get("LoggingConfig", {}).get("LogGroup") or f"/aws/lambda/{config['FunctionName']}"
+    arn = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}"
+    needs = {"logs:CreateLogStream": f"{arn}:*", "logs:PutLogEvents": f"{arn}:log-stream:*"}
+    if group not in cloudwatch_logs._log_groups:
+        needs = {"logs:CreateLogGroup": arn, **needs}
+    name = config["FunctionName"]
+    return all(permissions.role_may(config["Role"], name, action, where) for action, where in needs.items())

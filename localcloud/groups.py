@@ -1,15 +1,19 @@
-"""Amazon EC2 Auto Scaling: the calls about groups. Groups are all On-Demand here (profile `fleet`)."""
+"""Amazon EC2 Auto Scaling: the calls about groups. A group is all On-Demand or all Spot here."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from localcloud import catalog, listing
-from localcloud.groupkeeper import LOWEST_PRICE, PRIORITIZED, Activity, Group, Groups, Settings
+from localcloud.groupextras import GroupExtras, hook_of, member_of, pool_of
+from localcloud.groupkeeper import PRIORITIZED, Activity, Group, Groups, Settings
 from localcloud.instances import Instance
 from localcloud.launch import Surveyor
+from localcloud.requirements import satisfying
+from localcloud.scalingpolicies import Policy, PolicyCalls, group_of
+from localcloud.spotgroups import LOWEST_PRICE, STRATEGIES, USUAL_POOLS, SpotChoice
 from localcloud.wire import Call, Fault, Permission, Service, plays
 from localcloud.world import ACCOUNT, REGION
 
@@ -35,10 +39,14 @@ DISTRIBUTION = {
     "OnDemandBaseCapacity",
     "OnDemandPercentageAboveBaseCapacity",
     "SpotAllocationStrategy",
+    "SpotInstancePools",
 }
+OVERRIDES = {"InstanceType", "WeightedCapacity", "InstanceRequirements"}
+ATTRIBUTE_STRATEGIES = {"price-capacity-optimized", "capacity-optimized", LOWEST_PRICE}
+"""What goes with InstanceRequirements (Auto Scaling user guide, "Create mixed instances group using attributes")."""
 
 
-class AutoScaling(Service):
+class AutoScaling(GroupExtras, PolicyCalls, Service):
     """The `autoscaling` service."""
 
     name = "autoscaling"
@@ -47,12 +55,14 @@ class AutoScaling(Service):
         self.groups = groups
         self.world = groups.world
         self.surveyor = surveyor
+        self.policies: dict[str, Policy] = {}
+        self.alarms_of: Callable[[str], list[dict[str, str]]] = lambda _: []
 
     def permissions(self, call: Call) -> Iterable[Permission]:
         """Groups by ARN with their tags; Describe calls on everything (Service Authorization Reference)."""
         action = f"autoscaling:{call.operation}"
         with self.world.lock:
-            name = call.params.get("AutoScalingGroupName", "")
+            name = call.params.get("AutoScalingGroupName") or group_of(call.params.get("PolicyName", ""))
             if call.operation == "TerminateInstanceInAutoScalingGroup":
                 name = next((one.owner for one in self._all() if one.id == call.params["InstanceId"]), "")
             if call.operation.startswith("Describe"):
@@ -69,12 +79,15 @@ class AutoScaling(Service):
     def _all(self) -> list[Instance]:
         return self.groups.instances.all()
 
-    @plays(*SETTABLE, "Tags")
+    @plays(*SETTABLE, "Tags", "LifecycleHookSpecificationList")
     def create_auto_scaling_group(self, call: Call) -> Mapping[str, Any]:
         """A new group; it starts launching some seconds later."""
         params = call.params
         name = params["AutoScalingGroupName"]
         settings = self._settings(params, None)
+        hooks = [hook_of(one) for one in params.get("LifecycleHookSpecificationList", ())]
+        if len(hooks) > 1:
+            raise Fault("NotPlayed", "the local cloud plays one lifecycle hook of a group")
         with self.world.lock:
             if name in {group.name for group in self.groups.all()}:
                 raise Fault("AlreadyExists", f"AutoScalingGroup by this name already exists - {name}")
@@ -87,6 +100,7 @@ class AutoScaling(Service):
                 created=now,
                 tags=tags_of(params.get("Tags", ())),
                 check_at=now,
+                hook=next(iter(hooks), None),
             )
             self._set_desired(group, params.get("DesiredCapacity", settings.minimum), call.caller)
             self.groups.add(group)
@@ -100,7 +114,10 @@ class AutoScaling(Service):
         settings = self._settings(call.params, before)
         with self.world.lock:
             group = self.group(call.params["AutoScalingGroupName"])
-            group.settings = settings
+            if group.warm_pool is not None and "MixedInstancesPolicy" in settings.shown:
+                message = "You can't use a mixed instances policy with an Auto Scaling group that has a warm pool."
+                raise Fault("ValidationError", message)
+            self.groups.change(group, settings)
             within = min(max(group.desired, settings.minimum), settings.maximum)
             self._set_desired(group, call.params.get("DesiredCapacity", within), call.caller)
         return {}
@@ -126,8 +143,10 @@ class AutoScaling(Service):
                 message = f"Instance Id not found - No managed instance found for instance ID: {instance_id}"
                 raise Fault("ValidationError", message)
             group = named[found.owner]
-            if not found.living:
+            if found.ended_for_good:
                 raise Fault("ScalingActivityInProgress", f"{instance_id} is terminating")
+            if decrement and group.stages[found.id].warm:
+                raise Fault("ValidationError", f"{instance_id} is in the warm pool, which no desired capacity counts")
             if decrement and group.desired <= group.settings.minimum:
                 message = (
                     f"Currently, desiredSize equals minSize ({group.settings.minimum}). Terminating instance without "
@@ -144,7 +163,7 @@ class AutoScaling(Service):
         """Remove an empty group, or with force also its instances."""
         with self.world.lock:
             group = self.group(call.params["AutoScalingGroupName"])
-            if self.groups.members(group) and not call.params.get("ForceDelete"):
+            if group.stages and not call.params.get("ForceDelete"):
                 message = "You cannot delete an AutoScalingGroup while there are instances still in the group."
                 raise Fault("ResourceInUse", message)
             group.deleting, group.check_at = True, self.world.now()
@@ -202,11 +221,10 @@ class AutoScaling(Service):
             if params.get(member, only) != only:
                 raise Fault("NotPlayed", f"the local cloud plays {only!r} for {member}, not {params[member]!r}")
         template: Mapping[str, Any] | None = params.get("LaunchTemplate")
-        types: tuple[str, ...] = ()
-        strategy = PRIORITIZED
+        mix = Mix((), PRIORITIZED, None, {})
         shown: dict[str, Any] = {"LaunchTemplate": template} if template else {}
         if mixed := params.get("MixedInstancesPolicy"):
-            template, types, strategy = _mixed(mixed)
+            template, mix = mixed["LaunchTemplate"]["LaunchTemplateSpecification"], _mixed(mixed)
             shown = {"MixedInstancesPolicy": mixed}
         if template is None and before is None:
             raise Fault("ValidationError", "Valid requests must contain LaunchTemplate or MixedInstancesPolicy here.")
@@ -215,7 +233,7 @@ class AutoScaling(Service):
         ids = [one.strip() for one in params.get("VPCZoneIdentifier", "").split(",") if one.strip()]
         subnets = self.surveyor.subnets(ids) if ids else {}
         blueprint = self.surveyor.blueprint(template) if template else None
-        chosen = types or ((blueprint.instance_type,) if blueprint else ())
+        chosen = mix.types or ((blueprint.instance_type,) if blueprint else ())
         if unknown := sorted(set(chosen) - set(catalog.names())):
             raise Fault("ValidationError", f"You must use a valid fully-formed launch template: {unknown}")
         settings = Settings(
@@ -223,7 +241,10 @@ class AutoScaling(Service):
             maximum=params["MaxSize"] if "MaxSize" in params or before is None else before.maximum,
             blueprint=blueprint or _had(before).blueprint,
             types=chosen or _had(before).types,
-            strategy=strategy if template else _had(before).strategy,
+            strategy=mix.strategy if template else _had(before).strategy,
+            spot=mix.spot if template else _had(before).spot,
+            weights=mix.weights if template else _had(before).weights,
+            cooldown=params.get("DefaultCooldown", before.cooldown if before else 300),
             subnets=tuple(subnets[one] for one in ids) or _had(before).subnets,
             protect_new=params.get("NewInstancesProtectedFromScaleIn", before.protect_new if before else False),
             shown=shown or _had(before).shown,
@@ -241,7 +262,7 @@ class AutoScaling(Service):
             "MinSize": settings.minimum,
             "MaxSize": settings.maximum,
             "DesiredCapacity": group.desired,
-            "DefaultCooldown": 300,
+            "DefaultCooldown": settings.cooldown,
             "AvailabilityZones": sorted({subnet.zone for subnet in settings.subnets}),
             "HealthCheckType": "EC2",
             "HealthCheckGracePeriod": 0,
@@ -250,21 +271,10 @@ class AutoScaling(Service):
             "TerminationPolicies": ["Default"],
             "CreatedTime": group.created,
             **({"Status": "Delete in progress"} if group.deleting else {}),
-            "Instances": [
-                {
-                    "InstanceId": one.id,
-                    "InstanceType": one.pool.type,
-                    "AvailabilityZone": one.pool.zone,
-                    "LifecycleState": {"pending": "Pending", "running": "InService"}.get(one.state, "Terminating"),
-                    "HealthStatus": "Healthy" if one.living else "Unhealthy",
-                    "ProtectedFromScaleIn": one.id in group.protected,
-                    "LaunchTemplate": {
-                        "LaunchTemplateId": one.blueprint.template_id,
-                        "Version": str(one.blueprint.version),
-                    },
-                }
-                for one in self.groups.members(group)
-            ],
+            "EnabledMetrics": [{"Metric": one, "Granularity": "1Minute"} for one in group.metrics],
+            **({"WarmPoolConfiguration": pool_of(group)} if group.warm_pool else {}),
+            **({"WarmPoolSize": len(self.groups.members(group, warm=True))} if group.warm_pool else {}),
+            "Instances": [member_of(group, one) for one in self.groups.members(group)],
             "Tags": [
                 {
                     "ResourceId": group.name,
@@ -301,20 +311,57 @@ def _had(before: Settings | None) -> Settings:
     return before
 
 
-def _mixed(policy: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...], str]:
-    """Launch template, types and strategy of a policy that is all On-Demand. Raises Fault for any other."""
+class Mix(NamedTuple):
+    """What a mixed instances policy says, in our terms."""
+
+    types: tuple[str, ...]
+    strategy: str
+    spot: SpotChoice | None
+    weights: dict[str, int]
+
+
+def _mixed(policy: Mapping[str, Any]) -> Mix:
+    """A policy that is all On-Demand or all Spot. Raises Fault for any other."""
     distribution = policy.get("InstancesDistribution", {})
     overrides = policy["LaunchTemplate"].get("Overrides", ())
-    unplayed = {key for one in overrides for key in one if key != "InstanceType"} | (set(distribution) - DISTRIBUTION)
+    unplayed = {key for one in overrides for key in one if key not in OVERRIDES} | (set(distribution) - DISTRIBUTION)
     if unplayed:
         raise Fault("NotPlayed", f"the local cloud does not play {', '.join(sorted(unplayed))} of a mixed policy")
-    if distribution.get("OnDemandPercentageAboveBaseCapacity", 100) != 100:
-        raise Fault("NotPlayed", "the local cloud plays groups that are 100 % On-Demand")
+    share, base = (
+        distribution.get("OnDemandPercentageAboveBaseCapacity", 100),
+        distribution.get("OnDemandBaseCapacity", 0),
+    )
+    if share not in (0, 100) or (base and share != 100):
+        raise Fault("NotPlayed", "the local cloud plays groups that are 100 % On-Demand or 100 % Spot")
     strategy = distribution.get("OnDemandAllocationStrategy", PRIORITIZED)
     if strategy not in (PRIORITIZED, LOWEST_PRICE):
         raise Fault("NotPlayed", f"the local cloud does not play OnDemandAllocationStrategy {strategy}")
-    types = tuple(one["InstanceType"] for one in overrides)
-    return policy["LaunchTemplate"]["LaunchTemplateSpecification"], types, strategy
+    wanted: Mapping[str, Any] = next(
+        (one["InstanceRequirements"] for one in overrides if "InstanceRequirements" in one), {}
+    )
+    if share == 100:
+        if wanted:
+            raise Fault("NotPlayed", "the local cloud plays InstanceRequirements for Spot only")
+        return Mix(tuple(one["InstanceType"] for one in overrides), strategy, None, _weights(overrides))
+    spot = distribution.get("SpotAllocationStrategy", LOWEST_PRICE)
+    if spot not in STRATEGIES or ("SpotInstancePools" in distribution and spot != LOWEST_PRICE):
+        raise Fault("ValidationError", f"SpotAllocationStrategy {spot} with {sorted(distribution)} is not valid.")
+    choice = SpotChoice(spot, distribution.get("SpotInstancePools", USUAL_POOLS), wanted)
+    if not wanted:
+        return Mix(tuple(one["InstanceType"] for one in overrides), strategy, choice, _weights(overrides))
+    if len(overrides) > 1 or set(overrides[0]) != {"InstanceRequirements"}:
+        raise Fault("NotPlayed", "the local cloud plays InstanceRequirements alone, without weights or types")
+    if spot not in ATTRIBUTE_STRATEGIES or strategy != LOWEST_PRICE:
+        raise Fault("ValidationError", f"InstanceRequirements can't be used with strategies {spot} and {strategy}.")
+    return Mix(tuple(satisfying(wanted)), strategy, choice, {})
+
+
+def _weights(overrides: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Units by type. Raises Fault when only some have a weight."""
+    weights = {one["InstanceType"]: int(one["WeightedCapacity"]) for one in overrides if "WeightedCapacity" in one}
+    if weights and any("WeightedCapacity" not in one for one in overrides):
+        raise Fault("ValidationError", "If you specify a weight for one override, you must specify one for each.")
+    return weights
 
 
 def tags_of(tags: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, bool]]:

@@ -15,6 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from localcloud.world import ACCOUNT, REGION
+
+REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+"""The account's own registry has everything that there is here; a name without it is one of a public registry."""
 WORKER = "gpu-worker:local"
 _WORKER_FOLDER = Path(__file__).resolve().parent.parent / "ecs-tasks" / "gpu-worker"
 _INSTRUCTION = re.compile(r"^\s*(FROM|ENTRYPOINT|CMD|ENV|WORKDIR)\s+(.*)$", re.IGNORECASE)
@@ -64,6 +68,7 @@ class Images:
 
     def pull(self, name: str) -> Image:
         """The image. Raises NoSuchImage."""
+        name = name.removeprefix(f"{REGISTRY}/")
         if name in self._added:
             return self._added[name]
         if name == WORKER:

@@ -16,10 +16,11 @@ from localcloud.world import ACCOUNT, REGION, World
 NOTICE_SECONDS = 120.0
 PENDING_SECONDS = 10.0
 SHUTTING_DOWN_SECONDS = 8.0
+STOPPING_SECONDS = 20.0
 VISIBLE_SECONDS = 3600.0
 """A terminated instance stays visible for about an hour (EC2 User Guide, "Terminate your instance")."""
 LIVING = ("pending", "running")
-STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48}
+STATE_CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 
 
 class NoCapacity(Exception):
@@ -37,8 +38,12 @@ class Inside(Protocol):
         """Power on: run the user data, start the agents."""
         ...
 
+    def halt(self, instance: Instance) -> None:
+        """Power off; what is on the disk stays for the next start."""
+        ...
+
     def kill(self, instance: Instance) -> None:
-        """Power off."""
+        """Power off for good."""
         ...
 
 
@@ -81,6 +86,8 @@ class Instance:
     notice_by: str = ""
     """`market` or `fleet`."""
     rebalance: datetime | None = None
+    target_state: str = ""
+    """What Auto Scaling is making of it (the metadata's target-lifecycle-state); "" when it is in no group."""
     reason_code: str = ""
     reason: str = ""
     ended: datetime | None = None
@@ -94,6 +101,11 @@ class Instance:
     def living(self) -> bool:
         """Pending or running."""
         return self.state in LIVING
+
+    @property
+    def ended_for_good(self) -> bool:
+        """Shutting down or terminated."""
+        return self.state in ("shutting-down", "terminated")
 
 
 class Instances:
@@ -236,8 +248,10 @@ class Instances:
 
     def terminate(self, instance: Instance, reason: str, now: datetime) -> None:
         """End it now. `reason`: `reclaimed` (the market took it), `api`, `fleet` or `group`."""
-        if not instance.living:
+        if instance.ended_for_good:
             return
+        if instance.living:
+            self.market.give_back(instance.pool, instance.lifecycle)
         if reason == "reclaimed":
             code, message = "Server.SpotInstanceTermination", "Spot instance termination"
             status = ("instance-terminated-no-capacity", "There is no Spot capacity available for your request.")
@@ -249,10 +263,31 @@ class Instances:
         instance.due = now + self._spread(SHUTTING_DOWN_SECONDS, 0.4)
         if instance.request_id:
             self.mark(self._requests[instance.request_id], "closed", *status, now)
-        self.market.give_back(instance.pool, instance.lifecycle)
         self._inside.kill(instance)
         self._keep(instance)
         self.world.note("instance terminated", instance.id, reason=reason)
+        self._announce(instance)
+
+    def stop(self, instance: Instance, now: datetime) -> None:
+        """Switch a running instance off, to be started again. It costs nothing then, and its place may be taken."""
+        instance.state = "stopping"
+        instance.due = now + self._spread(STOPPING_SECONDS, 0.4)
+        self.market.give_back(instance.pool, instance.lifecycle)
+        self._inside.halt(instance)
+        self._keep(instance)
+        self.world.note("instance stopped", instance.id)
+        self._announce(instance)
+
+    def start(self, instance: Instance, now: datetime) -> None:
+        """Switch a stopped instance on. Raises NoCapacity or OverQuota."""
+        self._within_quota(instance.pool.type, instance.lifecycle)
+        if not self.market.take(instance.pool, instance.lifecycle):
+            raise NoCapacity(f"There is no {instance.lifecycle} capacity for {instance.pool}")
+        instance.state = "pending"
+        instance.due = now + self._spread(PENDING_SECONDS, 0.3)
+        instance.price = self.market.price(instance.pool, instance.lifecycle)
+        self._keep(instance)
+        self.world.note("instance started", instance.id, price=instance.price)
         self._announce(instance)
 
     def retag(self, instance: Instance, tags: dict[str, str]) -> None:
@@ -271,6 +306,10 @@ class Instances:
                 self.world.note("instance running", instance.id)
                 self._announce(instance)
                 self._inside.boot(instance)
+            elif instance.state == "stopping" and instance.due <= now:
+                instance.state = "stopped"
+                self._keep(instance)
+                self._announce(instance)
             elif instance.state == "shutting-down" and instance.due <= now:
                 instance.state = "terminated"
                 instance.due = now + timedelta(seconds=self.world.scaled(VISIBLE_SECONDS))

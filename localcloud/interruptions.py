@@ -22,6 +22,7 @@ class Interruptions:
         self._world.every_heartbeat(self.step)
         control.offer("market/show", self.show)
         control.offer("market/capacity", self.capacity)
+        control.offer("market/price", self.price)
         control.offer("market/quota", self.quota)
         control.offer("market/reclaim", self.reclaim)
         control.offer("market/rebalance", self.rebalance)
@@ -70,6 +71,15 @@ class Interruptions:
         self._market.set_capacity(self._open(pool), instances, market)
         self._world.note("capacity", pool, instances=instances, market=market)
         return {"pool": pool, "market": market, "instances": instances}
+
+    def price(self, pool: str, usd: float) -> dict[str, Any]:
+        """Have a pool's Spot price stay at so many US dollars an hour."""
+        try:
+            self._market.set_price(self._open(pool), usd, self._world.now())
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        self._world.note("price", pool, price=usd)
+        return {"pool": pool, "usd": usd}
 
     def quota(self, vcpus: int | None, market: str = SPOT) -> dict[str, Any]:
         """Let the account run so many vCPUs (None: no limit)."""

@@ -20,13 +20,14 @@ from botocore.config import Config
 
 from localcloud.command import free_port
 from localcloud.control import Remote
+from localcloud.image import REGISTRY, WORKER
 from localcloud.substrate import OPERATOR_KEY
 from localcloud.world import REGION
 
 PROJECT = Path(__file__).parent.parent
 START_SECONDS = 30
 ASSETS_BUCKET = "spindrift-assets"
-WORKER_IMAGE = "gpu-worker:local"
+WORKER_IMAGE = f"{REGISTRY}/{WORKER}"
 
 
 class DidNotWork(Exception):

@@ -45,6 +45,8 @@ class Blueprint:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Of the template's tag specification for instances."""
     hop_limit: int = 1
+    public_ip: bool | None = None
+    """Whether an instance gets a public address; None leaves it to the subnet."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Subnet:
     id: str
     zone: str
     vpc: str
+    public: bool = True
+    """Whether what is launched there gets a public address."""
 
 
 class Surveyor(Protocol):
@@ -96,6 +100,11 @@ class ApiSurveyor:
         groups = data.get("SecurityGroupIds") or [
             group for card in data.get("NetworkInterfaces", ()) for group in card.get("Groups", ())
         ]
+        asked = [
+            bool(card["AssociatePublicIpAddress"])
+            for card in data.get("NetworkInterfaces", ())
+            if "AssociatePublicIpAddress" in card
+        ]
         profile_arn, role_arn = self._profile(data.get("IamInstanceProfile", {}))
         return Blueprint(
             template_id=version["LaunchTemplateId"],
@@ -113,6 +122,7 @@ class ApiSurveyor:
                 for tag in specification["Tags"]
             },
             hop_limit=int(options.get("HttpPutResponseHopLimit", 1)),
+            public_ip=next(iter(asked), None),
         )
 
     def _profile(self, reference: Mapping[str, str]) -> tuple[str, str]:
@@ -126,7 +136,12 @@ class ApiSurveyor:
     def subnets(self, ids: Iterable[str]) -> dict[str, Subnet]:
         """The subnets by id. Raises Fault when one does not exist."""
         found = _asked("ec2", "describe_subnets", SubnetIds=sorted(set(ids)))["Subnets"]
-        return {one["SubnetId"]: Subnet(one["SubnetId"], one["AvailabilityZone"], one["VpcId"]) for one in found}
+        return {
+            one["SubnetId"]: Subnet(
+                one["SubnetId"], one["AvailabilityZone"], one["VpcId"], one.get("MapPublicIpOnLaunch", False)
+            )
+            for one in found
+        }
 
     def trusts(self, role_arn: str, principal: str) -> bool:
         """Whether the role exists and a service principal may assume it."""

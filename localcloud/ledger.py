@@ -11,6 +11,7 @@ Operator = Callable[[str], Any]
 Supply = Callable[[Operator, str, Any], None]
 
 HONOURED = {
+    "AWS::CloudWatch::Dashboard": "DashboardBody DashboardName",
     "AWS::DynamoDB::Table": "AttributeDefinitions BillingMode KeySchema TableName Tags",
     "AWS::EC2::InternetGateway": "Tags",
     "AWS::EC2::Route": "DestinationCidrBlock GatewayId RouteTableId",
@@ -19,8 +20,10 @@ HONOURED = {
     "AWS::EC2::Subnet": "AvailabilityZone CidrBlock MapPublicIpOnLaunch Tags VpcId",
     "AWS::EC2::SubnetRouteTableAssociation": "RouteTableId SubnetId",
     "AWS::EC2::VPC": "CidrBlock EnableDnsHostnames EnableDnsSupport Tags",
-    "AWS::EC2::VPCEndpoint": "RouteTableIds ServiceName Tags VpcEndpointType VpcId",
     "AWS::EC2::VPCGatewayAttachment": "InternetGatewayId VpcId",
+    "AWS::EFS::AccessPoint": "AccessPointTags FileSystemId PosixUser RootDirectory",
+    "AWS::EFS::FileSystem": "Encrypted FileSystemPolicy FileSystemTags KmsKeyId PerformanceMode",
+    "AWS::EFS::MountTarget": "FileSystemId SecurityGroups SubnetId",
     "AWS::Events::Rule": "Description EventPattern Name ScheduleExpression State Tags Targets",
     "AWS::IAM::InstanceProfile": "InstanceProfileName Path Roles",
     "AWS::IAM::Role": "AssumeRolePolicyDocument Description ManagedPolicyArns MaxSessionDuration Path Policies RoleName"
@@ -30,12 +33,14 @@ HONOURED = {
     " ScalingConfig",
     "AWS::Lambda::Function": "Code Description Environment FunctionName Handler LoggingConfig PackageType Role Tags"
     " Timeout",
+    "AWS::Lambda::Permission": "Action FunctionName Principal SourceArn",
     "AWS::Logs::LogGroup": "LogGroupName RetentionInDays Tags",
     "AWS::S3::Bucket": "BucketName CorsConfiguration NotificationConfiguration PublicAccessBlockConfiguration"
     " VersioningConfiguration",
     "AWS::S3::BucketPolicy": "Bucket PolicyDocument",
     "AWS::SNS::Subscription": "Endpoint FilterPolicy FilterPolicyScope Protocol RawMessageDelivery TopicArn",
     "AWS::SNS::Topic": "DisplayName Subscription Tags TopicName",
+    "AWS::SNS::TopicPolicy": "PolicyDocument Topics",
     "AWS::SQS::Queue": "DelaySeconds KmsMasterKeyId MaximumMessageSize MessageRetentionPeriod QueueName"
     " ReceiveMessageWaitTimeSeconds RedriveAllowPolicy RedrivePolicy SqsManagedSseEnabled Tags VisibilityTimeout",
     "AWS::SQS::QueuePolicy": "PolicyDocument Queues",
@@ -43,6 +48,12 @@ HONOURED = {
 """Properties by type that ministack takes and acts on (read in its provisioners, held by tests/test_localcloud.py)."""
 
 INERT: Mapping[str, Mapping[str, str]] = {
+    "AWS::CloudWatch::Dashboard": {"Tags": "nobody looks for a dashboard by tag"},
+    "AWS::EFS::FileSystem": {
+        "BackupPolicy": "nothing here lasts until a backup",
+        "LifecyclePolicies": "no file is here for 30 days",
+        "ThroughputMode": "the laptop's disk is as fast as it is",
+    },
     "AWS::Lambda::EventSourceMapping": {
         "MaximumBatchingWindowInSeconds": "batches are never held back, which a window of 0 asks for",
         "Tags": "nobody looks for a mapping by tag",

@@ -15,15 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from localcloud import catalog, substrate
 from localcloud.control import Control, Refused
-from localcloud.host import Host
+from localcloud.host import OPEN, Host, Way
 from localcloud.instances import Instance
 from localcloud.metadata import Metadata
+from localcloud.network import InstanceWay, Network
 from localcloud.systemd import BadUnit, Supervised, inside, read, signal_group
 from localcloud.world import World
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 BOOT_SECONDS = 40.0
 """From `running` until cloud-init runs the user data."""
+START_SECONDS = 25.0
+"""From `running` until systemd starts the services, when user data has run at an earlier start."""
 SESSION_SECONDS = 6 * 3600
 RENEW_SECONDS = 15 * 60
 AT_ONCE = threading.Semaphore(4)
@@ -72,8 +76,10 @@ class Machines:
         self.not_joining = 0
         """How many of the next instances never register."""
         self._machines: dict[str, Machine] = {}
+        self._disks: dict[str, Disk] = {}
         self._due: dict[str, datetime] = {}
         self._poweroff: Callable[[Instance], None] = lambda _: None
+        self._network: Network | None = None
         self.path = _stubs(world.state / "bin") + ":" + PATH
         world.every_heartbeat(self.step)
         world.on_stop(self.stop)
@@ -86,23 +92,43 @@ class Machines:
         """What to do when an instance switches itself off."""
         self._poweroff = terminate
 
+    def in_network(self, network: Network) -> None:
+        """Have instances get only where their subnets let them."""
+        self._network = network
+
+    def way(self, instance: Instance) -> Way:
+        """How an instance gets to AWS."""
+        return InstanceWay(self._network, instance) if self._network else OPEN
+
     def boot(self, instance: Instance) -> None:
-        """Power on. The user data runs some forty seconds of AWS's time later."""
-        self._machines[instance.id] = Machine(self, instance)
-        self._due[instance.id] = self.world.now() + timedelta(seconds=self.world.scaled(BOOT_SECONDS))
+        """Power on. The user data runs some forty seconds of AWS's time later, once in an instance's life."""
+        disk = self._disks.setdefault(instance.id, Disk())
+        self._machines[instance.id] = Machine(self, instance, disk)
+        seconds = START_SECONDS if disk.initialized else BOOT_SECONDS
+        self._due[instance.id] = self.world.now() + timedelta(seconds=self.world.scaled(seconds))
+
+    def halt(self, instance: Instance) -> None:
+        """Power off: every process gets SIGKILL, nothing says goodbye. The disk stays."""
+        self._switch_off(instance, self.ecs.agent_gone)
 
     def kill(self, instance: Instance) -> None:
-        """Power off: every process gets SIGKILL, nothing says goodbye."""
+        """Power off for good."""
+        self._disks.pop(instance.id, None)
+        self._switch_off(instance, self.ecs.instance_gone)
+
+    def _switch_off(self, instance: Instance, tell: Callable[[str], None]) -> None:
         self._due.pop(instance.id, None)
         machine = self._machines.pop(instance.id, None)
-        if machine is not None:
-            machine.dead.set()
-            threading.Thread(target=self._bury, args=(machine,), name=f"end of {instance.id}", daemon=True).start()
+        if machine is None:
+            tell(instance.id)
+            return
+        machine.dead.set()
+        threading.Thread(target=self._bury, args=(machine, tell), name=f"end of {instance.id}", daemon=True).start()
 
-    def _bury(self, machine: Machine) -> None:
+    def _bury(self, machine: Machine, tell: Callable[[str], None]) -> None:
         machine.die()
         with self.world.lock:
-            self.ecs.instance_gone(machine.instance.id)
+            tell(machine.instance.id)
 
     def power_off(self, instance: Instance) -> None:
         """The instance itself asked to be switched off; a one-time Spot or group instance is terminated then."""
@@ -114,9 +140,8 @@ class Machines:
         for instance_id, due in list(self._due.items()):
             if due <= now:
                 del self._due[instance_id]
-                threading.Thread(
-                    target=self._machines[instance_id].run_user_data, name=f"boot of {instance_id}", daemon=True
-                ).start()
+                boot = self._machines[instance_id].come_up
+                threading.Thread(target=boot, name=f"boot of {instance_id}", daemon=True).start()
         for machine in self._machines.values():
             for service in list(machine.services.values()):
                 service.step(now)
@@ -160,17 +185,33 @@ class Machines:
         return instance
 
 
-class Machine:
-    """One instance's inside."""
+@dataclass
+class Disk:
+    """What outlives a stop, beside the files."""
 
-    def __init__(self, machines: Machines, instance: Instance) -> None:
+    initialized: bool = False
+    """Whether cloud-init has begun with the user data: it does so once, and never again if it was cut off then."""
+    enabled: list[str] = field(default_factory=list)
+    """Services that start by themselves."""
+    images: set[str] = field(default_factory=set)
+    """Names of the container images that were pulled."""
+
+
+class Machine:
+    """One instance's inside, from power on to power off."""
+
+    def __init__(self, machines: Machines, instance: Instance, disk: Disk) -> None:
         self.instance = instance
+        self._disk = disk
         self.dead = threading.Event()
         self.services: dict[str, Supervised] = {}
         self._machines = machines
+        self._way = machines.way(instance)
         self._world = machines.world
         self._folder = machines.world.state / "instances" / instance.id
         self.root = self._folder / "root"
+        for name in ("run", "tmp"):  # in memory, on Amazon Linux 2023
+            shutil.rmtree(self.root / name, ignore_errors=True)
         for name in ("etc/systemd/system", "etc/ecs", "var/lib/ecs", "var/log", "opt", "run", "root", "tmp"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         (self._folder / "init").mkdir(exist_ok=True)
@@ -198,28 +239,33 @@ class Machine:
             root=self.root,
             config=self._config,
             credentials=self.credentials,
+            role=self.instance.blueprint.role_arn,
+            images=self._disk.images,
+            target_state=lambda: self.instance.target_state,
+            way=self._way,
         )
 
     def credentials(self) -> dict[str, str]:
         """Credentials of the instance role, renewed in time."""
         if self._world.now() + timedelta(seconds=RENEW_SECONDS) > self._session_ends:
-            self._session = substrate.session(self.instance.blueprint.role_arn, self.instance.id, SESSION_SECONDS)
+            role = self.instance.blueprint.role_arn
+            self._session = substrate.session(role, self.instance.id, SESSION_SECONDS, self._way)
             self._session_ends = self._world.now() + timedelta(seconds=SESSION_SECONDS)
         return self._session
 
-    def run_user_data(self) -> None:
-        """Run the user data to its end, then start the ECS agent.
+    def come_up(self) -> None:
+        """Run the user data to its end, or at a later start the enabled services; then start the ECS agent.
 
         ECS starts whatever became of the script (its unit is only ordered after cloud-final), with the configuration
         that the script had written by then. What cloud-init would report is in the diary.
         """
-        with AT_ONCE:
-            status = self._run_script() if self.instance.blueprint.user_data and not self.dead.is_set() else 0
+        if self._disk.initialized:
+            for name in self._disk.enabled:
+                self._systemctl("start", name)
+        else:
+            self._run_user_data()
         if self.dead.is_set():
             return
-        if status != 0:
-            tail = (self._folder / "user-data.log").read_text(errors="replace")[-2000:]
-            self._world.note("user data failed", self.instance.id, status=status, log=tail)
         config = self.root / "etc/ecs/ecs.config"
         lines = config.read_text().splitlines() if config.exists() else []
         for line in lines:
@@ -228,6 +274,16 @@ class Machine:
                 self._config[key] = value
         if self._joins:
             self._agent.start()
+
+    def _run_user_data(self) -> None:
+        with AT_ONCE:
+            if self.dead.is_set():
+                return
+            self._disk.initialized = True
+            status = self._run_script() if self.instance.blueprint.user_data else 0
+        if status != 0 and not self.dead.is_set():
+            tail = (self._folder / "user-data.log").read_text(errors="replace")[-2000:]
+            self._world.note("user data failed", self.instance.id, status=status, log=tail)
 
     def _run_script(self) -> int:
         text = self.instance.blueprint.user_data
@@ -276,12 +332,14 @@ class Machine:
             self._machines.power_off(self.instance)
         elif verb not in ("daemon-reload", "enable", "start", "restart", "stop"):
             return 1, f"the local cloud's systemctl does not play {verb}\n"
-        elif verb != "enable" or "--now" in flags:
-            for name in names:
-                try:
-                    self._systemctl(verb, name.removesuffix(".service"))
-                except (BadUnit, OSError) as error:
-                    return 5, f"{name}: {error}\n"
+        for name in [each.removesuffix(".service") for each in names]:
+            if verb == "enable":
+                self._disk.enabled += [] if name in {*self._disk.enabled, *BUILT_IN} else [name]
+            try:
+                if verb != "enable" or "--now" in flags:
+                    self._systemctl(verb, name)
+            except (BadUnit, OSError) as error:
+                return 5, f"{name}: {error}\n"
         return 0, ""
 
     def _systemctl(self, verb: str, name: str) -> None:

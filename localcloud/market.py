@@ -70,6 +70,8 @@ class _Stall:
     capacity: int
     history: list[tuple[datetime, float]] = field(default_factory=list)
     back_at: datetime | None = None
+    scripted: bool = False
+    """Whether the price stays as it is."""
 
 
 class Market:
@@ -139,6 +141,14 @@ class Market:
             raise ValueError(f"no {lifecycle} instance of {pool} is out")
         self._taken[lifecycle, pool] -= 1
 
+    def set_price(self, pool: Pool, usd: float, at: datetime) -> None:
+        """Script a pool's Spot price, in US dollars an hour: from now on it stays. It is never above On-Demand's."""
+        stall = self._stalls[pool]
+        if not 0 < usd <= stall.list_price:
+            raise ValueError(f"a Spot price is above 0 and at most On-Demand's {stall.list_price}, not {usd}")
+        stall.price, stall.scripted = usd, True
+        stall.history.append((at, usd))
+
     def set_capacity(self, pool: Pool, instances: int, lifecycle: str = SPOT) -> None:
         """Script a pool: from now on it has room for so many. Weather leaves it alone until the next storm."""
         if instances < 0:
@@ -160,7 +170,7 @@ class Market:
         """One AWS minute passed (it lasts `minute` here). Returns what changed."""
         changes = [*self._storm(at, minute), *self._clearing(at)]
         for pool, stall in sorted(self._stalls.items()):
-            if stall.dice.random() < PRICE_CHANGES_PER_HOUR / 60:
+            if stall.dice.random() < PRICE_CHANGES_PER_HOUR / 60 and not stall.scripted:
                 stall.price = _walked(stall)
                 stall.history.append((at, stall.price))
                 changes.append(Change(pool, price=stall.price))
@@ -171,9 +181,10 @@ class Market:
             return
         eye = self._dice.choice(sorted({pool.zone for pool in self._stalls}))
         for pool, stall in sorted(self._stalls.items()):
-            if self._dice.random() < (STORM_SAME_ZONE if pool.zone == eye else STORM_OTHER_ZONE):
-                stall.capacity = int(min(stall.capacity, max(self.taken(pool), 1)) * self._dice.uniform(0, 0.4))
-                stall.back_at = at + minute * self._dice.lognormvariate(math.log(STORM_MINUTES), 0.6)
+            # Its own dice: who asks for more prices does not change the weather.
+            if stall.dice.random() < (STORM_SAME_ZONE if pool.zone == eye else STORM_OTHER_ZONE):
+                stall.capacity = int(min(stall.capacity, max(self.taken(pool), 1)) * stall.dice.uniform(0, 0.4))
+                stall.back_at = at + minute * stall.dice.lognormvariate(math.log(STORM_MINUTES), 0.6)
                 yield Change(pool, capacity=stall.capacity)
 
     def _clearing(self, at: datetime) -> Iterable[Change]:

@@ -87,7 +87,7 @@ class Metadata:
             "meta-data/events/recommendations/rebalance": lambda: (
                 _json(noticeTime=_time(one.rebalance)) if one.rebalance else None
             ),
-            "meta-data/autoscaling/target-lifecycle-state": lambda: None if one.lifecycle == SPOT else "InService",
+            "meta-data/autoscaling/target-lifecycle-state": lambda: one.target_state or None,
             "dynamic/instance-identity/document": self._identity,
         }
         answer = known.get(path.rstrip("/"))

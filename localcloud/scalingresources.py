@@ -1,4 +1,4 @@
-"""CloudFormation's Spot Fleet and Auto Scaling group."""
+"""CloudFormation's Spot Fleet, Auto Scaling group and warm pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 # ruff: noqa: ARG002 - the arguments are formation.Resource's
 
 IN_PLACE = {"TargetCapacity", "ExcessCapacityTerminationPolicy", "Context"}
-"""All other members are create-only (schema of AWS::EC2::SpotFleet): a change makes a new fleet."""
+"""A change of any other member makes a new fleet, and then ends the old one with its instances. The schema of
+AWS::EC2::SpotFleet has LaunchTemplateConfigs in place, but the reference of what is in it (the template's version, the
+overrides) says "Update requires: Replacement" of each: the harder one is played.
+"""
+SCALARS: Mapping[str, Callable[[Any], Any]] = {
+    "boolean": lambda value: value if isinstance(value, bool) else str(value).lower() == "true",
+    "integer": int,
+    "long": int,
+    "double": float,
+    "float": float,
+    "string": str,
+}
 MOST_SECONDS = 900.0
 CALLER = "cloudformation.amazonaws.com"
 
@@ -82,6 +93,7 @@ class GroupResource:
         suffix = "".join(self._service.world.dice.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=12))
         name = properties.get("AutoScalingGroupName") or f"{stack}-{logical_id}-{suffix}"
         _perform(self._service, "CreateAutoScalingGroup", {**_group(properties), "AutoScalingGroupName": name})
+        self._furnish(name, {}, properties)
         return name, self._attributes(name)
 
     def update(
@@ -92,11 +104,35 @@ class GroupResource:
             return self.create(physical_id, new, stack)
         params = _group(new)
         tags = params.pop("Tags", [])
+        hooks = {one["LifecycleHookName"]: one for one in params.pop("LifecycleHookSpecificationList", [])}
+        before = [one["LifecycleHookName"] for one in old.get("LifecycleHookSpecificationList", [])]
+        for name in before:
+            if name not in hooks:
+                gone = {"AutoScalingGroupName": physical_id, "LifecycleHookName": name}
+                _perform(self._service, "DeleteLifecycleHook", gone)
+        for hook in hooks.values():
+            _perform(self._service, "PutLifecycleHook", {**hook, "AutoScalingGroupName": physical_id})
         _perform(self._service, "UpdateAutoScalingGroup", {**params, "AutoScalingGroupName": physical_id})
         with self._service.world.lock:
             group = self._service.group(physical_id)
             group.tags = tags_of(tags)
+        self._furnish(physical_id, old, new)
         return physical_id, self._attributes(physical_id)
+
+    def _furnish(self, name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """News and metrics, which have calls of their own."""
+        where = {"AutoScalingGroupName": name}
+        before, after = _news(old), _news(new)
+        for topic in before.keys() - after.keys():
+            _perform(self._service, "DeleteNotificationConfiguration", {**where, "TopicARN": topic})
+        for topic, kinds in after.items():
+            if before.get(topic) != kinds:
+                told = {**where, "TopicARN": topic, "NotificationTypes": kinds}
+                _perform(self._service, "PutNotificationConfiguration", told)
+        if old.get("MetricsCollection") != new.get("MetricsCollection"):
+            _perform(self._service, "DisableMetricsCollection", where)
+            for chosen in new.get("MetricsCollection", []):
+                _perform(self._service, "EnableMetricsCollection", {**where, **chosen})
 
     def delete(self, physical_id: str, properties: dict[str, Any]) -> None:
         """Remove it with its instances, and return when they are gone."""
@@ -110,6 +146,48 @@ class GroupResource:
     def _attributes(self, name: str) -> dict[str, Any]:
         with self._service.world.lock:
             return {"AutoScalingGroupARN": self._service.group(name).arn}
+
+
+class WarmPoolResource:
+    """AWS::AutoScaling::WarmPool."""
+
+    def __init__(self, service: AutoScaling) -> None:
+        self._service = service
+
+    def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
+        """Give the group its warm pool. Ref is the group's name."""
+        shape = wire.model("autoscaling").operation_model("PutWarmPool").input_shape
+        params = typed(properties, shape, "AWS::AutoScaling::WarmPool")
+        _perform(self._service, "PutWarmPool", params)
+        return properties["AutoScalingGroupName"], {}
+
+    def update(
+        self, physical_id: str, old: dict[str, Any], new: dict[str, Any], stack: str
+    ) -> tuple[str, dict[str, Any]]:
+        """Another size, or another group's."""
+        return self.create("", new, stack)
+
+    def delete(self, physical_id: str, properties: dict[str, Any]) -> None:
+        """Take it away with its instances, and return when they are gone."""
+
+        def pool() -> object:
+            return next((group.warm_pool for group in self._service.groups.all() if group.name == physical_id), None)
+
+        world = self._service.world
+        with world.lock:
+            if pool() is None:
+                return
+        _perform(self._service, "DeleteWarmPool", {"AutoScalingGroupName": physical_id, "ForceDelete": True})
+        _wait(world, lambda: pool() is None)
+
+
+def _news(properties: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By topic: the kinds of news."""
+    return {
+        topic: list(one["NotificationTypes"])
+        for one in properties.get("NotificationConfigurations", [])
+        for topic in ([one["TopicARN"]] if isinstance(one["TopicARN"], str) else one["TopicARN"])
+    }
 
 
 def _config(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,8 +204,9 @@ def _group(properties: Mapping[str, Any]) -> dict[str, Any]:
     """The template's properties as CreateAutoScalingGroup takes them."""
     kind = "AWS::AutoScaling::AutoScalingGroup"
     renamed = {"Cooldown": "DefaultCooldown"}
-    params = {renamed.get(key, key): value for key, value in properties.items()}
-    refuse_unplayed(kind, params, {*SETTABLE, "Tags"}, {})
+    apart = ("NotificationConfigurations", "MetricsCollection")
+    params = {renamed.get(key, key): value for key, value in properties.items() if key not in apart}
+    refuse_unplayed(kind, params, {*SETTABLE, "Tags", "LifecycleHookSpecificationList"}, {})
     if isinstance(params.get("VPCZoneIdentifier"), list):
         params["VPCZoneIdentifier"] = ",".join(params["VPCZoneIdentifier"])
     shape = wire.model("autoscaling").operation_model("CreateAutoScalingGroup").input_shape
@@ -148,13 +227,10 @@ def typed(value: Any, shape: Any, where: str) -> Any:
         return {key: typed(part, shape.members[key], f"{where}.{key}") for key, part in value.items()}
     if shape.type_name == "list":
         return [typed(part, shape.member, where) for part in value]
-    if shape.type_name == "boolean":
-        return value if isinstance(value, bool) else str(value).lower() == "true"
-    if shape.type_name in ("integer", "long"):
-        return int(value)
-    if shape.type_name in ("double", "float"):
-        return float(value)
-    return value if shape.type_name != "string" else str(value)
+    if shape.type_name == "map":
+        return {key: typed(part, shape.value, where) for key, part in value.items()}
+    scalar: Callable[[Any], Any] = SCALARS.get(shape.type_name, lambda kept: kept)
+    return scalar(value)
 
 
 def _perform(service: Service, operation: str, params: dict[str, Any]) -> Mapping[str, Any]:

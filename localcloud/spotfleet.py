@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,8 +12,9 @@ from localcloud.fleet import Fleet, Fleets
 from localcloud.instances import Instances
 from localcloud.launch import Surveyor
 from localcloud.market import Pool
-from localcloud.wire import Call, Fault, plays
-from localcloud.world import World
+from localcloud.requirements import affordable, satisfying
+from localcloud.wire import Call, Fault, Permission, plays
+from localcloud.world import ACCOUNT, REGION, World
 
 ONLY = {
     "Type": ("maintain",),
@@ -27,7 +28,10 @@ ONLY = {
 }
 """Values that are played, by member of SpotFleetRequestConfig. Unhealthy instances do not occur here."""
 ANY = {"IamFleetRole", "LaunchTemplateConfigs", "TargetCapacity", "TagSpecifications"}
-OVERRIDES = {"InstanceType", "SubnetId", "WeightedCapacity", "Priority"}
+OVERRIDES = {"InstanceType", "InstanceRequirements", "SubnetId", "WeightedCapacity", "Priority"}
+ATTRIBUTE_STRATEGIES = ("priceCapacityOptimized", "capacityOptimized", "lowestPrice")
+MOST_REQUIREMENTS = 4
+"""InstanceRequirements in one request (EC2 User Guide, "Specify attributes for instance type selection")."""
 
 
 class SpotFleetCalls:
@@ -48,7 +52,7 @@ class SpotFleetCalls:
                 "Parameter: SpotFleetRequestConfig.IamFleetRole is invalid: spotfleet.amazonaws.com may not assume it"
             )
             raise Fault("InvalidSpotFleetRequestConfig", message)
-        offers = self._offers(config["LaunchTemplateConfigs"])
+        offers = self._offers(config["LaunchTemplateConfigs"], config.get("AllocationStrategy", "lowestPrice"))
         tags = {
             tag["Key"]: tag["Value"]
             for specification in config.get("TagSpecifications", ())
@@ -116,16 +120,24 @@ class SpotFleetCalls:
             **more,
         }
 
-    @plays("SpotFleetRequestId", "TargetCapacity", "ExcessCapacityTerminationPolicy")
+    @plays("SpotFleetRequestId", "TargetCapacity", "ExcessCapacityTerminationPolicy", "LaunchTemplateConfigs")
     def modify_spot_fleet_request(self, call: Call) -> Mapping[str, Any]:
-        """Change target or policy. Only an active fleet can be modified (EC2 API, "Error codes")."""
+        """Change target, policy or what is launched from; what is not given stays.
+
+        Only an active fleet can be modified (EC2 API, "Error codes"). What AWS does not say is taken so: instances of
+        a pool that is taken out run on, with the units that they had.
+        """
+        configs = call.params.get("LaunchTemplateConfigs")
+        with self.world.lock:
+            strategy = self.fleet(call.params["SpotFleetRequestId"]).strategy
+        choice = (configs, self._offers(configs, strategy)) if configs else None
         with self.world.lock:
             fleet = self.fleet(call.params["SpotFleetRequestId"])
             if fleet.state != "active":
                 message = f"Fleet Request: {fleet.id} is not in a modifiable state: {fleet.state}"
                 raise Fault("FleetNotInModifiableState", message)
             policy = call.params.get("ExcessCapacityTerminationPolicy", fleet.excess_policy)
-            self.fleets.modify(fleet, call.params.get("TargetCapacity", fleet.target), policy, call.caller)
+            self.fleets.modify(fleet, call.params.get("TargetCapacity", fleet.target), policy, call.caller, choice)
             return {"Return": True}
 
     @plays("SpotFleetRequestIds", "TerminateInstances")
@@ -155,6 +167,30 @@ class SpotFleetCalls:
                 )
         return {"SuccessfulFleetRequests": done, "UnsuccessfulFleetRequests": failed}
 
+    def needed_to_launch(self, configs: Sequence[Mapping[str, Any]]) -> Iterator[Permission]:
+        """What who changes a fleet's launch templates must be allowed: the change, and the launch itself.
+
+        The resource types are the Service Authorization Reference's; that Spot Fleet asks for RunInstances in the
+        caller's name is known of requests (EC2 User Guide, "Spot Fleet permissions"), and taken for so of changes.
+        """
+        for config in configs:
+            blueprint = self.surveyor.blueprint(config["LaunchTemplateSpecification"])
+            places = {
+                one for override in config.get("Overrides", ()) for one in override.get("SubnetId", "").split(",")
+            }
+            template = _arn(f"launch-template/{blueprint.template_id}")
+            subnets = [_arn(f"subnet/{place.strip()}") for place in sorted(places - {""})]
+            yield from (Permission("ec2:ModifySpotFleetRequest", where) for where in (template, *subnets))
+            groups = [_arn(f"security-group/{group}") for group in blueprint.security_groups]
+            made = [_arn(f"{kind}/*") for kind in ("instance", "network-interface", "volume")]
+            image = f"arn:aws:ec2:{REGION}::image/{blueprint.image_id}"
+            for where in (template, image, *subnets, *groups, *made):
+                yield Permission("ec2:RunInstances", where, {"ec2:LaunchTemplate": template})
+            for kind in ("instance", "volume"):
+                yield Permission("ec2:CreateTags", _arn(f"{kind}/*"), {"ec2:CreateAction": "RunInstances"})
+            if blueprint.role_arn:
+                yield Permission("iam:PassRole", blueprint.role_arn, {"iam:PassedToService": "ec2.amazonaws.com"})
+
     def fleet(self, fleet_id: str) -> Fleet:
         """The fleet of that id. Raises Fault."""
         try:
@@ -183,7 +219,8 @@ class SpotFleetCalls:
             },
         }
 
-    def _offers(self, configs: Sequence[Mapping[str, Any]]) -> list[Offer]:
+    def _offers(self, configs: Sequence[Mapping[str, Any]], strategy: str) -> list[Offer]:
+        _check_attributes([one for config in configs for one in config.get("Overrides", ())], strategy)
         offers: list[Offer] = []
         for config in configs:
             blueprint = self.surveyor.blueprint(config["LaunchTemplateSpecification"])
@@ -196,22 +233,49 @@ class SpotFleetCalls:
                 raise Fault("InvalidSpotFleetRequestConfig", "every override needs a SubnetId here")
             subnets = self.surveyor.subnets(ids)
             for override in overrides:
-                kind = override.get("InstanceType", blueprint.instance_type)
-                if kind not in catalog.names():
-                    raise Fault("InvalidSpotFleetRequestConfig", f"Invalid instance type: {kind!r}")
-                offers += [
-                    Offer(
-                        Pool(kind, subnets[one.strip()].zone),
-                        subnets[one.strip()],
-                        float(override.get("WeightedCapacity", 1)),
-                        float(override.get("Priority", 0)),
-                        blueprint,
-                    )
-                    for one in override["SubnetId"].split(",")
-                ]
+                for subnet in (subnets[one.strip()] for one in override["SubnetId"].split(",")):
+                    offers += [
+                        Offer(
+                            Pool(kind, subnet.zone),
+                            subnet,
+                            float(override.get("WeightedCapacity", 1)),
+                            float(override.get("Priority", 0)),
+                            blueprint,
+                        )
+                        for kind in self._kinds(override, blueprint.instance_type, subnet.zone)
+                    ]
         if len({offer.pool for offer in offers}) != len(offers):
             raise Fault("InvalidSpotFleetRequestConfig", "two overrides name the same instance type and zone")
         return offers
+
+    def _kinds(self, override: Mapping[str, Any], default: str, zone: str) -> list[str]:
+        """The types that an override means in a zone."""
+        wanted = override.get("InstanceRequirements")
+        if wanted is None:
+            kind = override.get("InstanceType", default)
+            if kind not in catalog.names():
+                raise Fault("InvalidSpotFleetRequestConfig", f"Invalid instance type: {kind!r}")
+            return [kind]
+
+        def price(kind: str) -> float:
+            return self.fleets.price(Pool(kind, zone))
+
+        found = affordable(satisfying(wanted), wanted, price)
+        if not found:
+            raise Fault("InvalidSpotFleetRequestConfig", "No instance types match the InstanceRequirements")
+        return found
+
+
+def _check_attributes(overrides: Sequence[Mapping[str, Any]], strategy: str) -> None:
+    """What EC2 refuses beside InstanceRequirements. Raises Fault."""
+    asking = [one for one in overrides if "InstanceRequirements" in one]
+    for one in asking:
+        if beside := sorted({"InstanceType", "WeightedCapacity", "Priority"} & set(one)):
+            raise Fault("InvalidParameterCombination", f"InstanceRequirements can't be used with {', '.join(beside)}")
+    if asking and strategy not in ATTRIBUTE_STRATEGIES:
+        raise Fault("InvalidParameterCombination", f"InstanceRequirements can't be used with strategy {strategy}")
+    if len(asking) > MOST_REQUIREMENTS:
+        raise Fault("InvalidSpotFleetRequestConfig", f"{MOST_REQUIREMENTS} InstanceRequirements at the most")
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -224,6 +288,10 @@ def _check(config: Mapping[str, Any]) -> None:
         raise Fault("InvalidSpotFleetRequestConfig", "LaunchTemplateConfigs is required here")
     if config["TargetCapacity"] < 0:
         raise Fault("InvalidTargetCapacity", "TargetCapacity must not be negative")
+
+
+def _arn(resource: str) -> str:
+    return f"arn:aws:ec2:{REGION}:{ACCOUNT}:{resource}"
 
 
 def _activity(fleet: Fleet, fulfilled: float) -> str:

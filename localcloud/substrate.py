@@ -1,6 +1,7 @@
 """ministack, the emulator under the local cloud, pinned by version and hash.
 
-Its names are known here and in corrections.py, deliveries.py and functions.py, which this file puts in place.
+Its names are known here and in account.py, corrections.py, deliveries.py, deployments.py, functions.py, permissions.py
+and telemetry.py, which this file puts in place.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import importlib
 import json
 import logging
 import os
+import re
 import secrets
 import tempfile
 import threading
@@ -23,13 +26,14 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 
-from localcloud import ledger, wire
+from localcloud import wire
 from localcloud.control import Control
+from localcloud.host import Way
 from localcloud.throttle import Throttle
 from localcloud.world import ACCOUNT, REGION, World
 
 if TYPE_CHECKING:
-    from localcloud.formation import Resource
+    from localcloud.formation import Guard, Resource
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,8 @@ ADMIN_PREFIX = "/_localcloud/"
 OPERATOR_KEY = "test"  # ministack's root key: the operator of the laptop, never an actor of the product
 
 
-HELD_SECONDS = 20.0
+UNREACHED_SECONDS = 1.0
+"""Until a caller without a way is told so. On AWS it would wait for its own timeout."""
 INHERITED = ("PATH", "LANG", "LC_ALL", "LOG_LEVEL")
 
 
@@ -77,37 +82,44 @@ def prepare(world: World) -> None:
 
 
 def install(
-    world: World, control: Control, services: Sequence[wire.Service], resources: Mapping[str, Resource]
+    world: World,
+    control: Control,
+    services: Sequence[wire.Service],
+    resources: Mapping[str, Resource],
+    guards: Mapping[str, Guard] | None = None,
 ) -> None:
     """Put our services before ministack's of the same name, our resources among its own, and make it as hard as AWS."""
-    from localcloud import corrections, deliveries, functions
+    from localcloud import account, corrections, deliveries, deployments, functions, telemetry
 
     _install_services(services, Throttle(world, control))
-    _install_resources(resources)
     corrections.install(world)
-    _install_ledger(ours=resources)
-    _hold_deployments()
+    account.install()
+    deployments.install(world, resources, guards or {})
     deliveries.Deliveries(world).install(control)
     functions.Functions(world).install(world, control)
+    telemetry.listen(world, services)
     control.offer("events/emit", emit)
     control.offer("iam/session", session)
 
 
 def _install_services(services: Sequence[wire.Service], throttle: Throttle) -> None:
     from ministack import app
-    from ministack.core import iam_actions
+    from ministack.core import iam_actions, router
 
-    ours = {service.name: service for service in services}
+    ours = {_NAMES.get(service.name, service.name): service for service in services}
     theirs = dict(app.SERVICE_HANDLERS)
     for name, service in ours.items():
-        app.SERVICE_HANDLERS[name] = _handler(service, theirs.get(name) if name == "ec2" else None, throttle)
+        app.SERVICE_HANDLERS[name] = _handler(service, theirs.get(name) if name in _LEFT else None, throttle)
+        if name not in router.SERVICE_PATTERNS:
+            router.SERVICE_PATTERNS[name] = {"target_prefixes": [wire.model(name).metadata["targetPrefix"]]}
 
     extract = iam_actions.extract_iam_action
 
     @functools.wraps(extract)
     def action_of(service: str, method: str, path: str, headers: dict[str, str], body: bytes, query: Any) -> str | None:
         # ministack authenticates our operations; what they need is asked of our modules, which know the resources.
-        if service in ours and (service != "ec2" or ours[service].plays(wire.operation_of(headers, body))):
+        operation = wire.operation_of(headers, body)
+        if service in ours and not _is_left(ours[service], operation):
             return None
         result: str | None = extract(service, method, path, headers, body, query)
         return result
@@ -115,64 +127,16 @@ def _install_services(services: Sequence[wire.Service], throttle: Throttle) -> N
     iam_actions.extract_iam_action = action_of
 
 
-def _install_resources(resources: Mapping[str, Resource]) -> None:
-    from ministack.services.cloudformation import provisioners, stacks
-
-    for kind, resource in resources.items():
-        provisioners._RESOURCE_HANDLERS[kind] = {
-            "create": resource.create,
-            "update": resource.update,
-            "delete": resource.delete,
-        }
-    threaded = stacks._runs_on_worker_thread
-    # ministack makes most resources on its event loop; what calls the API or waits would stop the whole cloud there.
-    stacks._runs_on_worker_thread = lambda kind: kind in resources or kind in ledger.SUPPLIED or threaded(kind)
+_NAMES = {"cloudwatch": "monitoring"}
+"""ministack's names of services where they are not botocore's."""
+_LEFT = {"ec2": "", "monitoring": "Dashboard"}
+"""By ministack's name: which operations of a service of ours are its own, when we do not play them."""
 
 
-def _install_ledger(ours: Mapping[str, Resource]) -> None:
-    from ministack.services.cloudformation import provisioners
-
-    provision, change = provisioners._provision_resource, provisioners._update_resource
-    from ministack.services.cloudformation import stacks
-
-    def created(kind: str, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
-        if kind not in ours:
-            ledger.hold(kind, properties)
-        physical_id, attributes = provision(kind, logical_id, properties, stack)
-        ledger.supply(operator, kind, physical_id, {}, properties)
-        return physical_id, attributes
-
-    def updated(
-        kind: str, physical_id: str, old: dict[str, Any], new: dict[str, Any], stack: str, *rest: Any
-    ) -> tuple[str, dict[str, Any]]:
-        if kind not in ours:
-            ledger.hold(kind, new)
-        new_id, attributes = change(kind, physical_id, old, new, stack, *rest)
-        ledger.supply(operator, kind, new_id, old if new_id == physical_id else {}, new)
-        return new_id, attributes
-
-    stacks._provision_resource, stacks._update_resource = created, updated
-
-
-def _hold_deployments() -> None:
-    """Answer ExecuteChangeSet when the stack has settled: the stock command line would look only every 30 s."""
-    from ministack import app
-    from ministack.services import cloudformation
-
-    handle = app.SERVICE_HANDLERS["cloudformation"]
-
-    def settling() -> bool:
-        statuses = [stack["StackStatus"] for stack in cloudformation._stacks.values()]
-        return any(status.endswith("IN_PROGRESS") and status != "REVIEW_IN_PROGRESS" for status in statuses)
-
-    async def held(method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]) -> Reply:
-        reply: Reply = await handle(method, path, headers, body, query)
-        deadline = time.monotonic() + HELD_SECONDS
-        while wire.operation_of(headers, body) == "ExecuteChangeSet" and settling() and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        return reply
-
-    app.SERVICE_HANDLERS["cloudformation"] = held
+def _is_left(service: wire.Service, operation: str) -> bool:
+    """Whether ministack answers the operation itself."""
+    part = _LEFT.get(_NAMES.get(service.name, service.name))
+    return part is not None and part in operation and not service.plays(operation)
 
 
 def emit(source: str, detail_type: str, detail: Mapping[str, Any], resources: Sequence[str] = ()) -> None:
@@ -197,6 +161,48 @@ def _put_event(entry: dict[str, Any]) -> None:
         log.exception("event lost: %s", entry)
 
 
+def publish(topic: str, subject: str, message: str) -> None:
+    """Auto Scaling's news: published soon, never waited for, with its service-linked role."""
+    _events().submit(_publish, topic, subject, message)
+
+
+def _publish(topic: str, subject: str, message: str) -> None:
+    from ministack.core.responses import request_scope
+    from ministack.services import sns
+
+    from localcloud import permissions
+
+    try:
+        with request_scope(ACCOUNT, REGION):
+            if permissions.auto_scaling_may_publish(topic):
+                sns.publish_internal(topic, message, subject)
+            else:
+                log.warning("Auto Scaling may not publish to %s: its policy or its key's does not let it", topic)
+    except Exception:  # as with an event: nobody waits
+        log.exception("news lost: %s", subject)
+
+
+def alert(topic: str, alarm: str, subject: str, message: str) -> None:
+    """What an alarm tells a topic: published soon, never waited for, if the topic's and its key's policies let it."""
+    _events().submit(_alert, topic, alarm, subject, message)
+
+
+def _alert(topic: str, alarm: str, subject: str, message: str) -> None:
+    from ministack.core.responses import request_scope
+    from ministack.services import sns
+
+    from localcloud import permissions
+
+    try:
+        with request_scope(ACCOUNT, REGION):
+            if permissions.topic_lets_service(topic, "cloudwatch.amazonaws.com", alarm):
+                sns.publish_internal(topic, message, subject)
+            else:
+                log.warning("%s may not publish to %s: its policy or its key's does not let it", alarm, topic)
+    except Exception:  # as with an event: nobody waits
+        log.exception("alert lost: %s", subject)
+
+
 def operator(service: str) -> Any:
     """A boto3 client with the operator's root key, one per thread. Never call it with the world's lock held."""
     if not hasattr(_clients, service):
@@ -213,7 +219,7 @@ def _handler(service: wire.Service, fallback: Any, throttle: Throttle) -> Callab
     async def handle(method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]) -> Reply:
         operation = wire.operation_of(headers, body)
         if not service.plays(operation):
-            if fallback is not None:
+            if fallback is not None and _is_left(service, operation):
                 reply: Reply = await fallback(method, path, headers, body, query)
                 return reply
             unplayed = wire.Fault("NotPlayed", f"the local cloud does not play {service.name}:{operation}")
@@ -260,8 +266,60 @@ def _authorize(service: wire.Service, call: wire.Call, headers: dict[str, str], 
             )
 
 
-def session(role_arn: str, name: str, seconds: float = 3600) -> dict[str, str]:
-    """Temporary credentials of a role, as AWS itself hands them to an instance or a task.
+_RECORDS = {
+    "access-point": ("efs", "_access_points"),
+    "file-system": ("efs", "_file_systems"),
+    "internet-gateway": ("ec2", "_internet_gateways"),
+    "mount-target": ("efs", "_mount_targets"),
+    "route-table": ("ec2", "_route_tables"),
+    "security-group": ("ec2", "_security_groups"),
+    "subnet": ("ec2", "_subnets"),
+    "vpc": ("ec2", "_vpcs"),
+}
+
+
+def records(kind: str) -> list[dict[str, Any]]:
+    """ministack's records of one kind (see `_RECORDS`), to be read only."""
+    from ministack.core.responses import request_scope
+
+    service, table = _RECORDS[kind]
+    kept = getattr(importlib.import_module(f"ministack.services.{service}"), table)
+    with request_scope(ACCOUNT, REGION):
+        return [kept[key] for key in list(kept)]
+
+
+def more_to_come(kind: str, logical_id: str, stack: str) -> bool:
+    """See deployments.more_to_come."""
+    from localcloud import deployments
+
+    return deployments.more_to_come(kind, logical_id, stack)
+
+
+def role_may(role: str, session: str, action: str, resource: str = "*", keys: Mapping[str, str] | None = None) -> bool:
+    """See permissions.role_may."""
+    from localcloud import permissions
+
+    return permissions.role_may(role, session, action, resource, keys)
+
+
+def file_system_lets(system: Mapping[str, Any], caller: tuple[str, str], action: str, keys: Mapping[str, str]) -> bool:
+    """See permissions.file_system_lets."""
+    from localcloud import permissions
+
+    return permissions.file_system_lets(system, caller, action, keys)
+
+
+_ways: dict[str, Way] = {}
+"""By access key of a session: how its holder gets to AWS. Sessions of who is everywhere are not in it."""
+
+
+def way_of(access_key: str) -> Way | None:
+    """How the holder of a session's key gets to AWS; None for one that is not on an instance."""
+    return _ways.get(access_key)
+
+
+def session(role_arn: str, name: str, seconds: float = 3600, way: Way | None = None) -> dict[str, str]:
+    """Temporary credentials of a role, as AWS itself hands them to an instance or a task (`way`: from where it calls).
 
     Keys: AccessKeyId, SecretAccessKey, Token, Expiration (ISO-8601). Whether the role's trust policy lets
     the service have it is the caller's to check.
@@ -270,6 +328,8 @@ def session(role_arn: str, name: str, seconds: float = 3600) -> dict[str, str]:
 
     role = role_arn.rsplit("/", 1)[-1]
     key, secret, token = "ASIA" + secrets.token_hex(8).upper(), secrets.token_hex(20), secrets.token_hex(32)
+    if way is not None:
+        _ways[key] = way
     sts.register_session(
         key,
         {
@@ -295,6 +355,10 @@ async def serve(world: World, admin: Admin, stop: asyncio.Event) -> None:
     async def gate(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith(ADMIN_PREFIX):
             await _administer(admin, scope, receive, send)
+        elif scope["type"] == "http" and not await _gets_through(scope["headers"]):
+            await asyncio.sleep(UNREACHED_SECONDS)
+            await send({"type": "http.response.start", "status": 504, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
         else:
             # The loopback stands for TLS: a policy that denies what is not secure transport lets it pass.
             await app({**scope, "scheme": "https"}, receive, send)
@@ -304,6 +368,15 @@ async def serve(world: World, admin: Admin, stop: asyncio.Event) -> None:
     config.keep_alive_timeout = 75
     config.loglevel = "WARNING"
     await hypercorn_serve(gate, config, shutdown_trigger=stop.wait)
+
+
+async def _gets_through(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether there is a way from where the request was signed to the service that it was signed for."""
+    authorization = next((value for name, value in headers if name == b"authorization"), b"")
+    signed = re.search(rb"Credential=(\w+)/\d+/[\w-]+/([\w-]+)/", authorization)
+    if signed is None or (way := way_of(signed[1].decode())) is None:
+        return True
+    return await asyncio.to_thread(way.reaches, signed[2].decode())
 
 
 async def _administer(admin: Admin, scope: Any, receive: Any, send: Any) -> None:

@@ -17,8 +17,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localcloud import sharedfiles
 from localcloud.ecs_shapes import Document, short
-from localcloud.image import Image, NoSuchImage
+from localcloud.image import Image
 from localcloud.signed import Refused
 from localcloud.tasklogs import LogStream
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PULL_SECONDS = 20.0
-"""AWS's time to pull an image that the instance does not have yet."""
 START_SECONDS = 3.0
 """AWS's time to create and start the containers."""
 STOP_TIMEOUT_SECONDS = 30.0
@@ -50,6 +49,8 @@ class TaskProcess:
         self._containers: dict[str, Document] = {each["name"]: each for each in definition["containerDefinitions"]}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, LogStream] = {}
+        self._shared: dict[str, Path] = {}
+        """Volumes of EFS by name."""
         self._timers: list[threading.Timer] = []
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -92,6 +93,10 @@ class TaskProcess:
         """Process ids of the containers that run."""
         return [process.pid for process in list(self._processes.values()) if process.returncode is None]
 
+    def wait(self, seconds: float) -> None:
+        """Let so many real seconds pass, or fewer when the task is told to stop."""
+        self._halted.wait(seconds)
+
     def ship_logs(self) -> None:
         """Send what was written since to CloudWatch Logs."""
         for stream in list(self._logs.values()):
@@ -118,16 +123,11 @@ class TaskProcess:
     def _start(self) -> None:
         agent, images = self._agent, {}
         for name, container in self._containers.items():
-            try:
-                images[name] = agent.images.pull(container["image"])
-            except NoSuchImage as error:
-                message = f"CannotPullContainerError: {container['image']}: not found"
-                raise CannotStart(message) from error
-            if agent.pulls(container["image"]) and self._halted.wait(agent.world.scaled(PULL_SECONDS)):
-                return
+            images[name] = agent.pull(self, container["image"])
         if self._halted.wait(agent.world.scaled(START_SECONDS)):
             return
         agent.prove_role(self)
+        self._mount_shared()
         for container in self._containers.values():
             self._open_log(container)
         with self._lock:
@@ -136,6 +136,18 @@ class TaskProcess:
             for name, container in self._containers.items():
                 self._processes[name] = self._spawn(container, images[name])
                 threading.Thread(target=self._await, args=(name, self._processes[name]), daemon=True).start()
+
+    def _mount_shared(self) -> None:
+        role = self.definition.get("taskRoleArn", "")
+        for volume in self.definition.get("volumes", []):
+            if "efsVolumeConfiguration" in volume:
+                try:
+                    self._shared[volume["name"]] = sharedfiles.mount(
+                        self._agent.world, self._agent.host, role, self.id, volume["efsVolumeConfiguration"]
+                    )
+                except sharedfiles.CannotMount as error:
+                    message = "ResourceInitializationError: failed to invoke EFS utils commands to set up EFS volumes"
+                    raise CannotStart(f"{message}: {error}") from error
 
     def _log_path(self, container: str) -> Path:
         name = self.id if len(self._containers) == 1 else f"{self.id}-{container}"
@@ -209,9 +221,13 @@ class TaskProcess:
         volumes = {each["name"]: each for each in self.definition.get("volumes", [])}
         mounts = {}
         for mount in container.get("mountPoints", []):
-            source = volumes[mount["sourceVolume"]].get("host", {}).get("sourcePath")
-            there = self._agent.host.root / source.lstrip("/") if source else home / mount["sourceVolume"]
-            there.mkdir(parents=True, exist_ok=True)
+            volume = volumes[mount["sourceVolume"]]
+            if "efsVolumeConfiguration" in volume:
+                there = self._shared[volume["name"]]
+            else:
+                source = volume.get("host", {}).get("sourcePath")
+                there = self._agent.host.root / source.lstrip("/") if source else home / volume["name"]
+                there.mkdir(parents=True, exist_ok=True)
             mounts[mount["containerPath"].rstrip("/")] = there
         return mounts
 

@@ -148,5 +148,6 @@ def hold_to_model(shape: OperationModel, result: Mapping[str, Any]) -> None:
 
 
 def _protocol(service: str) -> str:
-    protocol: str = model(service).metadata["protocol"]
+    """The one that botocore speaks, of those that the service has."""
+    protocol: str = model(service).resolved_protocol
     return protocol

@@ -1,5 +1,6 @@
 """A small EC2 with a clock in the test's hand: no network, no processes."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,12 +12,14 @@ from localcloud.control import Control
 from localcloud.ec2 import Ec2
 from localcloud.fleet import Fleets
 from localcloud.groupkeeper import Groups
+from localcloud.groupnews import News
 from localcloud.groups import AutoScaling
 from localcloud.herald import Herald
 from localcloud.instances import Instances
 from localcloud.interruptions import Interruptions
 from localcloud.launch import Blueprint, Subnet
 from localcloud.market import Market, Pool
+from localcloud.network import Network
 from localcloud.wire import Call
 from localcloud.world import World
 
@@ -46,10 +49,13 @@ class Hollow:
     """Instances with nothing inside."""
 
     def __init__(self) -> None:
-        self.booted, self.killed = [], []
+        self.booted, self.halted, self.killed = [], [], []
 
     def boot(self, instance) -> None:
         self.booted.append(instance.id)
+
+    def halt(self, instance) -> None:
+        self.halted.append(instance.id)
 
     def kill(self, instance) -> None:
         self.killed.append(instance.id)
@@ -59,7 +65,8 @@ class Surveyed:
     """One launch template, three subnets, one role."""
 
     def blueprint(self, template) -> Blueprint:
-        return Blueprint(template_id="lt-1", version=int(template["Version"]), tags={"spindrift:stack": "one"})
+        version, tags = int(template["Version"]), {"spindrift:stack": "one"}
+        return Blueprint(template_id="lt-1", version=version, instance_type="g4dn.xlarge", tags=tags)
 
     def subnets(self, ids) -> dict[str, Subnet]:
         return {one: SUBNETS[one] for one in ids}
@@ -75,14 +82,22 @@ class Cloud:
         self.world = ClockedWorld(state=folder, endpoint="http://127.0.0.1:1", seed=seed)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.inside = Hollow()
+        self.forbidden: set[str] = set()
         herald = Herald(self.world, lambda _source, kind, detail, _resources: self.events.append((kind, detail)))
         self.control = Control(self.world)
         self.market = Market(seed)
         self.instances = Instances(self.world, self.market, self.inside, herald)
         self.fate = Interruptions(self.instances, self.control)
         surveyor = Surveyed()
-        self.ec2 = Ec2(self.instances, Fleets(self.instances, herald), surveyor)
-        self.autoscaling = AutoScaling(Groups(self.instances), surveyor)
+        network = Network(self.instances, records=lambda kind: [])
+        self.ec2 = Ec2(self.instances, Fleets(self.instances, herald, self.may), surveyor, network)
+        self.news: list[dict[str, Any]] = []
+        news = News(lambda topic, subject, message: self.news.append(json.loads(message)))
+        self.autoscaling = AutoScaling(Groups(self.instances, news), surveyor)
+
+    def may(self, role: str, session: str, action: str, resource: str, keys: Any) -> bool:
+        """Whether the fleet's role may; a test names what it may not."""
+        return action not in self.forbidden
 
     def ask(self, operation: str, **params: Any) -> Any:
         """An API call, held to botocore's shapes on the way in and out."""

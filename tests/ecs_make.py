@@ -5,14 +5,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from localcloud import command, ecs, laptop, substrate
 from localcloud.control import Control
 from localcloud.ecsagent import EcsAgent
-from localcloud.host import Host
+from localcloud.host import Host, Open
 from localcloud.laptop import Laptop
 from localcloud.world import World
 
@@ -61,13 +61,40 @@ while True:
 """
 
 
+class Lacking(Open):
+    """A way to everything but what it lacks, through endpoints of that policy."""
+
+    def __init__(self, lacks: Sequence[str], policy: dict[str, Any] | None) -> None:
+        self._lacks, self._policy = lacks, policy
+
+    def policy(self, service: str) -> dict[str, Any] | None:
+        return self._policy
+
+    def reaches(self, service: str) -> bool:
+        return service not in self._lacks
+
+    def meets(self, groups: Sequence[str], port: int, address: str) -> bool:
+        return "nfs" not in self._lacks
+
+
 def furnish(world: World, control: Control) -> Any:
     containers, resources = ecs.furnish(world, control)
     agents: dict[str, EcsAgent] = {}
 
+    wanted: dict[str, str] = {}
+
     def boot(
-        instance: str, role: str = "instance", gpus: int = 1, lifecycle: str = "spot", zone: str = "us-east-1a"
+        instance: str,
+        role: str = "instance",
+        gpus: int = 1,
+        lifecycle: str = "spot",
+        zone: str = "us-east-1a",
+        warm: bool = False,
+        lacks: Sequence[str] = (),
+        policy: dict[str, Any] | None = None,
     ) -> str:
+        """`lacks`: services of AWS, and `nfs`, that there is no way to. `warm`: it waits until it is wanted."""
+        way = Lacking(lacks, policy)
         host = Host(
             instance_id=instance,
             instance_type="g5.xlarge",
@@ -77,8 +104,15 @@ def furnish(world: World, control: Control) -> Any:
             vcpus=4,
             memory_mib=16384,
             root=world.state / instance,
-            config={"ECS_CLUSTER": "jobs", "ECS_INSTANCE_ATTRIBUTES": json.dumps({"lifecycle": lifecycle})},
-            credentials=lambda: substrate.session(f"arn:aws:iam::123456789012:role/{role}", instance),
+            config={
+                "ECS_CLUSTER": "jobs",
+                "ECS_INSTANCE_ATTRIBUTES": json.dumps({"lifecycle": lifecycle}),
+                **({"ECS_WARM_POOLS_CHECK": "true"} if warm else {}),
+            },
+            credentials=lambda: substrate.session(f"arn:aws:iam::123456789012:role/{role}", instance, way=way),
+            target_state=lambda: wanted.get(instance, "Warmed:Stopped"),
+            role=f"arn:aws:iam::123456789012:role/{role}",
+            way=way,
         )
         agents[instance] = EcsAgent(world, containers, host)
         agents[instance].start()
@@ -88,6 +122,10 @@ def furnish(world: World, control: Control) -> Any:
         agents[instance].stop()
         containers.instance_gone(instance)
 
+    def want(instance: str, state: str) -> None:
+        wanted[instance] = state
+
+    control.offer("test/want", want)
     control.offer("test/boot", boot)
     control.offer("test/die", die)
     return [containers], resources

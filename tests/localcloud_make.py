@@ -216,6 +216,10 @@ def template() -> dict[str, Any]:
                 allow(reads, att("Work")),
                 allow("dynamodb:PutItem", att("Jobs")),
                 allow(["kms:Decrypt", "kms:GenerateDataKey"], att("Key")),
+                allow(
+                    ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"],
+                    {"Fn::Sub": "arn:aws:logs:*:*:log-group:/aws/lambda/*"},
+                ),
             ),
             "Function": {
                 "Type": "AWS::Lambda::Function",

@@ -581,6 +581,217 @@ def test_nothing_outlives_the_cloud():
     eventually(lambda: all(dead(pid) for pid in pids), within=2, what="they are gone")
 
 
+# What stands between an instance and AWS
+
+
+@pytest.mark.parametrize("lacks", ["ecs", "ecs-agent", "ecs-telemetry"])
+def test_an_instance_without_a_way_to_ecs_never_joins(cluster, cloud, lacks):
+    name = f"i-without-{lacks}"
+    cluster.instances.append(name)
+    cloud.remote.do("test/boot", instance=name, lacks=[lacks])
+
+    def refused() -> list[dict[str, Any]]:
+        return [line for line in cloud.remote.do("diary", what="ecs agent refused") if line["subject"] == name]
+
+    eventually(refused, within=SOON, what="the agent complains")
+    query = f"ec2InstanceId == {name} and agentConnected == true"
+    assert not cluster.ecs.list_container_instances(cluster="jobs", filter=query)["containerInstanceArns"]
+
+
+@pytest.mark.parametrize("account, joins", [("123456789012", True), ("999999999999", False)])
+def test_the_policy_of_an_endpoint_holds(cluster, cloud, account, joins):
+    own = {"StringEquals": {"aws:PrincipalAccount": account}}
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*", "Condition": own}
+    name = f"i-of-{account}"
+    cluster.instances.append(name)
+    cloud.remote.do("test/boot", instance=name, policy={"Version": "2012-10-17", "Statement": [statement]})
+
+    if joins:
+        assert cluster.joined(name)
+        return
+    lines = eventually(
+        lambda: [line for line in cloud.remote.do("diary", what="ecs agent refused") if line["subject"] == name],
+        within=SOON,
+        what="the agent complains",
+    )
+    assert "AccessDenied" in lines[0]["why"]
+
+
+def test_an_instance_of_a_warm_pool_joins_when_it_is_wanted_in_service(cluster, cloud):
+    cluster.instances.append("i-warm")
+    cloud.remote.do("test/boot", instance="i-warm", warm=True)
+    time.sleep(3)
+    assert not cluster.ecs.list_container_instances(cluster="jobs")["containerInstanceArns"]
+
+    cloud.remote.do("test/want", instance="i-warm", state="InService")
+
+    assert cluster.joined("i-warm")
+
+
+ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
+PULL = [
+    "ecr:GetAuthorizationToken",
+    "ecr:BatchCheckLayerAvailability",
+    "ecr:GetDownloadUrlForLayer",
+    "ecr:BatchGetImage",
+]
+
+
+def run(cluster: Cluster, definition: str) -> dict[str, Any]:
+    (task,) = cluster.ecs.run_task(cluster="jobs", taskDefinition=definition)["tasks"]
+    return dict(task)
+
+
+@pytest.mark.parametrize("lacks", ["ecr.api", "ecr.dkr", "s3"])
+def test_without_a_way_to_ecr_no_image_is_pulled(cluster, lacks):
+    cluster.boot("i-far", lacks=[lacks])
+    stopped = cluster.stopped(run(cluster, cluster.define(container={"image": f"{ECR}/loud"})))
+    assert "CannotPullContainerError" in stopped["stoppedReason"]
+    assert lacks in stopped["stoppedReason"]
+
+
+def test_an_image_of_a_public_registry_needs_the_internet(cluster):
+    cluster.boot("i-private", lacks=["internet"])
+    stopped = cluster.stopped(run(cluster, cluster.define()))
+    assert "CannotPullContainerError" in stopped["stoppedReason"]
+
+
+@pytest.mark.parametrize("missing", [*PULL, None])
+def test_ecr_asks_the_execution_role(cluster, cloud, missing):
+    name = f"execution-{missing}".replace(":", "-")
+    granted = role(cloud, name, "ecs-tasks.amazonaws.com", [action for action in PULL if action != missing])
+    cluster.boot("i-1")
+    task = run(cluster, cluster.define(container={"image": f"{ECR}/loud"}, executionRoleArn=granted))
+
+    if missing is None:
+        cluster.running(1)
+    else:
+        assert missing in cluster.stopped(task)["stoppedReason"]
+    told = [json.loads(line) for line in (cloud.state / "iam.jsonl").read_text().splitlines()]
+    mine = {line["action"]: line["allowed"] for line in told if line["principal"] == name}
+    assert all(mine[action] == (action != missing) for action in mine)
+    assert missing in mine or set(mine) == set(PULL)
+
+
+# Shared files
+
+
+WRITE = """
+import os, pathlib, sys, time
+there = pathlib.Path(os.environ["SHARED"])
+(there / "seen").write_text((there / "seen").read_text() + "x" if (there / "seen").exists() else "x")
+time.sleep(60)
+"""
+MOUNT = ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"]
+
+
+class Files:
+    """A file system with a mount target in the zone a, an access point, and a policy."""
+
+    def __init__(self, cloud: Laptop) -> None:
+        self.cloud, self.efs = cloud, cloud.client("efs")
+        subnets = cloud.client("ec2").describe_subnets()["Subnets"]
+        self.subnet = next(one["SubnetId"] for one in subnets if one["AvailabilityZone"] == "us-east-1a")
+        made = self.efs.create_file_system(CreationToken=str(time.time()))
+        self.id, self.arn = made["FileSystemId"], made["FileSystemArn"]
+        self.mount = self.efs.create_mount_target(FileSystemId=self.id, SubnetId=self.subnet)["MountTargetId"]
+        owner = {"OwnerUid": 10001, "OwnerGid": 10001, "Permissions": "0750"}
+        self.point = self.efs.create_access_point(
+            ClientToken=str(time.time()),
+            FileSystemId=self.id,
+            RootDirectory={"Path": "/spindrift", "CreationInfo": owner},
+        )["AccessPointId"]
+
+    def say(self, *statements: dict[str, Any]) -> None:
+        policy = {"Version": "2012-10-17", "Statement": list(statements)}
+        self.efs.put_file_system_policy(FileSystemId=self.id, Policy=json.dumps(policy))
+
+    def volume(self, **changes: Any) -> dict[str, Any]:
+        access = {"accessPointId": self.point, "iam": "ENABLED"}
+        shared = {"fileSystemId": self.id, "transitEncryption": "ENABLED", "authorizationConfig": access, **changes}
+        return {"name": "shared", "efsVolumeConfiguration": shared}
+
+    def task(self, cluster: Cluster, role: str = "mounts", **changes: Any) -> str:
+        return cluster.define(
+            environment={"SHARED": "/shared"},
+            container={"image": "writer", "mountPoints": [{"sourceVolume": "shared", "containerPath": "/shared"}]},
+            volumes=[self.volume(**changes)],
+            taskRoleArn=f"arn:aws:iam::123456789012:role/{role}",
+        )
+
+
+REFUSE_PLAIN = {
+    "Effect": "Deny",
+    "Principal": {"AWS": "*"},
+    "Action": MOUNT,
+    "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+}
+
+
+@pytest.fixture(scope="module")
+def roles(cloud):
+    program = cloud.state / "writer"
+    program.mkdir()
+    (program / "writer.py").write_text(WRITE)
+    cloud.remote.do("image/add", name="writer", folder=str(program), argv=["python", "writer.py"])
+    role(cloud, "mounts", "ecs-tasks.amazonaws.com", MOUNT)
+    role(cloud, "reads", "ecs-tasks.amazonaws.com", MOUNT[:1])
+
+
+def test_tasks_on_two_instances_share_a_folder(cluster, cloud, roles):
+    files = Files(cloud)
+    files.say(REFUSE_PLAIN)
+    cluster.boot("i-1")
+    cluster.boot("i-2")
+    cluster.serve("writers", files.task(cluster), count=2)
+
+    assert len({task["containerInstanceArn"] for task in cluster.running(2)}) == 2
+    seen = cloud.state / "files" / files.id / "spindrift" / "seen"
+    eventually(lambda: seen.exists() and seen.read_text() == "xx", within=SOON, what="both wrote to one file")
+
+
+@pytest.mark.parametrize(
+    "parts, boot, changes, complaint",
+    [
+        ({"role": "powerless"}, {}, {}, "ClientMount"),
+        ({"role": "reads"}, {}, {}, "ClientWrite"),
+        ({}, {"zone": "us-east-1b"}, {}, "no mount target in us-east-1b"),
+        ({}, {"lacks": ["nfs"]}, {}, "Connection timed out"),
+        ({}, {}, {"authorizationConfig": {"iam": "DISABLED"}}, "ClientMount"),
+        ({}, {}, {"authorizationConfig": {"iam": "ENABLED"}, "rootDirectory": "/nowhere"}, "no such directory"),
+    ],
+    ids=["no permission", "may not write", "no mount target", "no way", "anonymous", "no directory"],
+)
+def test_a_task_that_cannot_mount_does_not_start(cluster, cloud, roles, parts, boot, changes, complaint):
+    files = Files(cloud)
+    files.say(REFUSE_PLAIN)
+    cluster.boot("i-1", **boot)
+
+    stopped = cluster.stopped(run(cluster, files.task(cluster, **parts, **changes)))
+
+    assert "ResourceInitializationError" in stopped["stoppedReason"]
+    assert complaint in stopped["stoppedReason"]
+
+
+def test_a_file_system_without_a_policy_is_open_to_whoever_reaches_it(cluster, cloud, roles):
+    cluster.boot("i-1")
+    run(cluster, Files(cloud).task(cluster, role="powerless"))
+    cluster.running(1)
+
+
+def test_ecs_refuses_an_access_point_in_the_clear(cluster, cloud, roles):
+    with pytest.raises(ClientError, match="Transit encryption"):
+        Files(cloud).task(cluster, transitEncryption="DISABLED")
+
+
+def test_a_file_system_with_mount_targets_is_not_deleted(cloud, roles):
+    files = Files(cloud)
+    with pytest.raises(ClientError, match="FileSystemInUse"):
+        files.efs.delete_file_system(FileSystemId=files.id)
+    files.efs.delete_mount_target(MountTargetId=files.mount)
+    files.efs.delete_file_system(FileSystemId=files.id)
+
+
 def test_an_image_is_what_its_dockerfile_says(tmp_path):
     (tmp_path / "Dockerfile").write_text(
         """

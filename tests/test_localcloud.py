@@ -435,6 +435,22 @@ def test_what_a_function_prints_is_kept(stack: Stack) -> None:
     assert logs["events"]
 
 
+def test_what_a_function_s_role_may_not_write_is_not_kept(stack: Stack) -> None:
+    """Lambda writes a function's log with the function's role."""
+    name, iam = stack.outputs["Function"], stack.client("iam")
+    role = stack.client("lambda").get_function(FunctionName=name)["Configuration"]["Role"].rsplit("/", 1)[-1]
+    deny = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "logs:PutLogEvents", "Resource": "*"}]}
+    iam.put_role_policy(RoleName=role, PolicyName="silent", PolicyDocument=json.dumps(deny))
+    try:
+        stack.send("Work", "unwritten")
+        said = lambda: "handled unwritten" in stack.cloud.remote.do("lambda/logs", function=name)  # noqa: E731
+        eventually(said, within=5, what="it says so")
+    finally:
+        iam.delete_role_policy(RoleName=role, PolicyName="silent")
+    found = stack.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{name}", filterPattern='"unwritten"')
+    assert found["events"] == []
+
+
 def test_only_the_failed_item_comes_back_and_then_goes_to_the_dead(stack: Stack) -> None:
     """Two receives three seconds apart; the third finds it dead."""
     stack.send("Work", "fail always", "fine")

@@ -204,10 +204,13 @@ class FakeAgent:
 
 class FakeEcs:
     def __init__(self) -> None:
-        self.gone = []
+        self.gone, self.away = [], []
 
     def instance_gone(self, instance_id: str) -> None:
         self.gone.append(instance_id)
+
+    def agent_gone(self, instance_id: str) -> None:
+        self.away.append(instance_id)
 
 
 @pytest.fixture
@@ -352,6 +355,66 @@ def test_power_off_leaves_no_process_and_no_metadata(laptop):
     assert laptop.agents[0].stopped
     with pytest.raises(urllib.error.URLError):
         token(uri)
+
+
+def test_a_stopped_instance_starts_with_its_disk_and_does_not_run_user_data_again(laptop, s3):
+    one = laptop.boot(SCRIPT)
+    assert laptop.agents[0].started.wait(15)
+    seen = laptop.root(one) / "run/thing/seams"
+    assert until(seen.exists)
+    laptop.agents[0].host.images.add("gpu-worker")
+    (laptop.root(one) / "etc/kept").write_text("yes")
+
+    with laptop.world.lock:
+        laptop.machines.halt(one)
+    assert until(lambda: laptop.ecs.away == [one.id])
+    assert laptop.agents[0].stopped
+    asked = len(s3[1])
+    with laptop.world.lock:
+        laptop.machines.boot(one)
+
+    assert not seen.exists(), "/run is gone with the power"
+    assert laptop.agents[1].started.wait(15)
+    assert until(seen.exists), "an enabled service starts by itself"
+    assert laptop.agents[1].host.config["ECS_CLUSTER"] == "one"
+    assert laptop.agents[1].host.images == {"gpu-worker"}
+    assert (laptop.root(one) / "etc/kept").read_text() == "yes"
+    assert len(s3[1]) == asked
+    assert laptop.ecs.gone == []
+
+
+def test_user_data_that_was_cut_off_is_never_finished(laptop):
+    one = laptop.boot("#!/bin/bash\necho begun > /opt/begun\nsleep 60\necho done > /opt/done\n")
+    begun = laptop.root(one) / "opt/begun"
+    assert until(begun.exists)
+
+    with laptop.world.lock:
+        laptop.machines.halt(one)
+        laptop.machines.boot(one)
+
+    assert laptop.agents[1].started.wait(15)
+    assert not (laptop.root(one) / "opt/done").exists()
+
+
+def test_a_service_that_was_only_started_does_not_come_back(laptop):
+    one = laptop.boot(SCRIPT.replace("enable --now", "start"))
+    assert laptop.agents[0].started.wait(15)
+
+    with laptop.world.lock:
+        laptop.machines.halt(one)
+        laptop.machines.boot(one)
+
+    assert laptop.agents[1].started.wait(15)
+    assert laptop.machines._machines[one.id].services == {}
+
+
+def test_the_state_that_a_group_wants_is_in_the_metadata(imds):
+    one, uri = imds
+    assert look(uri, "meta-data/autoscaling/target-lifecycle-state")[0] == 404
+
+    one.target_state = "Warmed:Stopped"
+
+    assert look(uri, "meta-data/autoscaling/target-lifecycle-state") == (200, "Warmed:Stopped")
 
 
 def test_user_data_that_fails_is_told_and_ecs_starts_with_what_was_written(laptop):
