@@ -3,7 +3,7 @@ PYTHON ?= python3
 SEED ?= 7
 SPEED ?= 4
 
-.PHONY: help demo test check setup latency bench bench-build bench-replay lock clean
+.PHONY: help demo test check setup latency bench bench-build bench-replay bench-storm lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -12,8 +12,8 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --speed $(SPEED)
 
 test: check  ## everything CI runs, under ten minutes on two cores
-	@.venv/bin/python -m pytest -m "not story" --numprocesses 2 --dist loadfile
-	@.venv/bin/python -m pytest -m story
+	@.venv/bin/python -m pytest -m "not story" --numprocesses 3 --dist loadfile
+	@.venv/bin/python -m pytest -m story --numprocesses 2 --dist loadfile
 
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .
@@ -28,6 +28,9 @@ bench-build: setup bench/cdk/node_modules/.done  ## python build.py beside cdk s
 
 bench-replay: setup  ## 45 days of nine zones under the shipped policy, in seconds: build/bench/replay.json
 	@.venv/bin/python bench/replay.py
+
+bench-storm: setup  ## 1,000 notices in a second, of 5,000 instances: build/bench/storm.json
+	@.venv/bin/python bench/storm.py
 
 bench: setup  ## the long replays, of every policy (SPINDRIFT_TRACES=folder for recorded markets): build/bench/replay.html
 	@.venv/bin/python bench/replay.py --all

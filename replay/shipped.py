@@ -17,7 +17,7 @@ from templates.settings import Settings
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lambdas"))
 
 from capacity.breaker import QUIET
-from capacity.nouns import Decision, Instance, Joined, Load, Notes, Policy, Seen, Service, Urgency
+from capacity.nouns import Arrival, Decision, Instance, Joined, Load, Notes, Policy, Seen, Service, Urgency
 from capacity.policy import decide
 
 __all__ = ["Policy", "Shipped", "Urgency", "as_set"]
@@ -97,7 +97,6 @@ class Shipped:
 
     def _look(self, world: World) -> Seen:
         backlog, running = world.work.backlog(), world.jobs_at_hand
-        oldest = world.work.oldest(world.now)
         return Seen(
             at=_moment(world.now),
             services=(
@@ -107,7 +106,7 @@ class Shipped:
                     in_flight=running,
                     delayed=0,
                     desired=world.tasks or 0,
-                    oldest=None if oldest is None else timedelta(seconds=oldest),
+                    arrivals=tuple(Arrival(timedelta(seconds=age), jobs) for age, jobs in world.work.came(world.now)),
                     job_seconds=world.work.pace(),
                 ),
             ),

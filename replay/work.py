@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from math import ceil, inf
 from statistics import fmean
 from typing import Protocol
@@ -49,8 +48,8 @@ class Work(Protocol):
     def backlog(self) -> int:
         """Jobs that have arrived and are not done."""
 
-    def oldest(self, now: float) -> float | None:
-        """For how many seconds the oldest job has been there, if that can be told."""
+    def came(self, now: float) -> Sequence[tuple[float, int]]:
+        """How many jobs came how many seconds ago, the latest first, as far back as jobs wait."""
 
     def pace(self) -> float | None:
         """How many seconds a job took lately, if any did."""
@@ -86,8 +85,9 @@ class Endless:
         """As many jobs as units."""
         return self._units
 
-    def oldest(self, now: float) -> float | None:
-        """No job of these is older than another."""
+    def came(self, now: float) -> Sequence[tuple[float, int]]:  # noqa: ARG002 - Work's signature
+        """None ever waited."""
+        return ()
 
     def pace(self) -> float | None:
         """As long as each takes."""
@@ -144,6 +144,7 @@ class Jobs:
         self._jobs_per_unit = jobs_per_unit
         self._finished: list[float] = []
         self._lately: deque[float] = deque(maxlen=LATELY)
+        self._arrived: list[Arrival] = []
 
     def need(self) -> int:
         """Units needed now, at most those allowed."""
@@ -153,10 +154,16 @@ class Jobs:
         """Jobs that have arrived and are not done."""
         return len(self._waiting) + len(self._running)
 
-    def oldest(self, now: float) -> float | None:
-        """For how many seconds the oldest job has been there; None without jobs."""
-        arrived = [job.arrived for job in self._running] + [arrived for arrived, _ in islice(self._waiting, 1)]
-        return now - min(arrived) if arrived else None
+    def came(self, now: float) -> Sequence[tuple[float, int]]:
+        """How many jobs came how many seconds ago, the latest first, as far back as jobs wait."""
+        found: list[tuple[float, int]] = []
+        missing = len(self._waiting)
+        for arrival in reversed(self._arrived):
+            if missing <= 0:
+                break
+            found.append((now - arrival.at, arrival.jobs))
+            missing -= arrival.jobs
+        return found
 
     def pace(self) -> float | None:
         """How many seconds a job took lately, on average; None before the first."""
@@ -166,6 +173,7 @@ class Jobs:
         """Let in what arrives now."""
         while self._coming and self._coming[0].at <= now:
             arrival = self._coming.popleft()
+            self._arrived.append(arrival)
             self._waiting.extend([(arrival.at, arrival.seconds)] * arrival.jobs)
 
     def take(self, now: float) -> Job | None:

@@ -20,13 +20,8 @@ from templates.network import Network
 from templates.settings import Settings
 from templates.tags import tags
 
-NOTES = (
-    "spindrift:ample-since",
-    "spindrift:at-risk",
-    "spindrift:short-since",
-    "spindrift:surplus",
-    "spindrift:waves",
-)
+FLEET_NOTES = ("spindrift:ample-since", "spindrift:short-since", "spindrift:waves")
+INSTANCE_NOTES = ("spindrift:at-risk", "spindrift:surplus")
 """The tags in which the capacity Lambda keeps what AWS does not tell: it has no memory of its own."""
 
 
@@ -53,7 +48,8 @@ def add(
             policies.steer_fleet(fleet),
             policies.steer_group(group),
             policies.terminate_own_instances(),
-            *policies.remember_by_tags(fleet, *NOTES),
+            policies.note_on_fleet(fleet, *FLEET_NOTES),
+            policies.note_on_instances(*INSTANCE_NOTES),
         ],
         patterns={
             "FleetEvents": {

@@ -379,15 +379,28 @@ def terminate_own_instances() -> Statement:
     )
 
 
-def remember_by_tags(fleet: Any, *keys: str) -> list[Statement]:
-    """Set and remove these tags, and no others, on the fleet and on this stack's instances."""
-    actions = ["ec2:CreateTags", "ec2:DeleteTags"]
-    only = {"ForAllValues:StringEquals": {"aws:TagKeys": list(keys)}}
-    ours = {"StringEquals": {f"ec2:ResourceTag/{STACK_TAG}": Ref("AWS::StackName")}}
-    return [
-        allow(actions, [arn("ec2", f"spot-fleet-request/${{{fleet.title}}}")], **only),
-        allow(actions, [arn("ec2", "instance/*")], **only, **ours),
-    ]
+def note_on_fleet(fleet: Any, *keys: str) -> Statement:
+    """Set and remove these tags, and no others, on one fleet."""
+    return allow(
+        ["ec2:CreateTags", "ec2:DeleteTags"],
+        [arn("ec2", f"spot-fleet-request/${{{fleet.title}}}")],
+        **_only_tags(*keys),
+    )
+
+
+def note_on_instances(*keys: str) -> Statement:
+    """Set and remove these tags, and no others, on this stack's instances."""
+    return allow(
+        ["ec2:CreateTags", "ec2:DeleteTags"],
+        [arn("ec2", "instance/*")],
+        **_only_tags(*keys),
+        StringEquals={f"ec2:ResourceTag/{STACK_TAG}": Ref("AWS::StackName")},
+    )
+
+
+def _only_tags(*keys: str) -> dict[str, Any]:
+    # Null: DeleteTags without a tag removes all, and ForAllValues is true of none (IAM User Guide, "Set operators").
+    return {"ForAllValues:StringEquals": {"aws:TagKeys": list(keys)}, "Null": {"aws:TagKeys": "false"}}
 
 
 def open_sessions() -> list[Statement]:

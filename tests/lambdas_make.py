@@ -5,10 +5,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from capacity.policy import Decision, Instance, Joined, Load, Policy, Seen, Service
+from capacity.nouns import Decision, Instance, Joined, Load, Notes, Placement, Policy, Seen, Service
+from capacity.policy import decide
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 LONG_AGO = NOON - timedelta(hours=1)
+PLACED = {"worker": Placement.ANY, "patient": Placement.SPOT, "steady": Placement.ON_DEMAND}
 EVENTS = Path(__file__).parent.parent / "docs" / "events"
 
 
@@ -38,18 +40,23 @@ def policy(**parts):
     )
 
 
-def instance(name, *, tasks=0, draining=False, gpus=None, joined=True, **parts):
-    """A Spot instance of one unit that joined long ago and idles."""
+def instance(name, *, tasks=0, draining=False, gpus=None, joined=True, took=timedelta(), **parts):
+    """A Spot instance of one unit that joined long ago, `took` after its launch, and idles."""
     whole = Instance(**{"id": name, "spot": True, "units": 1, "launched": LONG_AGO, **parts})
     if not joined:
         return whole
     gpus = whole.units if gpus is None else gpus
-    there = Joined(arn=f"arn/{name}", draining=draining, tasks=tasks, units=gpus, since=whole.launched)
+    there = Joined(arn=f"arn/{name}", draining=draining, tasks=tasks, units=gpus, since=whole.launched + took)
     return replace(whole, units=gpus, joined=there)
 
 
 def seen(work=0, instances=(), *, in_flight=0, delayed=0, desired=0, **parts):
-    """A look at one service with so many jobs waiting, and a fleet that was asked for what it has."""
+    """A look at one service with so many jobs waiting, and a fleet that was asked for what it has.
+
+    `short_since` and the other notes may be given like the parts of a look.
+    """
+    parts.setdefault("overdue", parts.get("noticed", frozenset()))
+    noted = {name: parts.pop(name) for name in ("short_since", "ample_since", "waves") if name in parts}
     instances = tuple(instances)
     on_demand = sum(not i.spot for i in instances)
     return Seen(
@@ -58,13 +65,34 @@ def seen(work=0, instances=(), *, in_flight=0, delayed=0, desired=0, **parts):
             "services": (Service(name="worker", visible=work, in_flight=in_flight, delayed=delayed, desired=desired),),
             "requested": sum(i.units for i in instances if i.spot),
             "fulfilled": float(sum(i.units for i in instances if i.spot)),
-            "short_since": None,
+            "notes": Notes(**noted),
             "on_demand_requested": on_demand,
             "on_demand_present": on_demand,
             "instances": instances,
             **parts,
         }
     )
+
+
+def od(name, took=timedelta(minutes=3), **parts):
+    """An On-Demand instance that took longer to join than a notice lasts."""
+    return instance(name, spot=False, took=took, **parts)
+
+
+def waiting(**jobs):
+    """Services with so many jobs waiting, by name."""
+    return tuple(Service(name=name, visible=jobs.get(name, 0), in_flight=0, delayed=0, desired=0) for name in PLACED)
+
+
+def placed(**parts):
+    """A policy with one service of each placement; `**parts` as for a policy."""
+    loads = {n: Load(jobs_per_task=1, max_tasks=50, units_per_task=1, placement=where) for n, where in PLACED.items()}
+    return policy(**{"loads": loads, **parts})
+
+
+def part(decision, name):
+    """A part of the decision, or one of its notes."""
+    return getattr(decision.notes if name.endswith("_since") else decision, name)
 
 
 def metrics(line):
@@ -95,7 +123,9 @@ def applied(look: Seen, decision: Decision) -> Seen:
     gone = {*decision.terminate_spot, *decision.terminate_on_demand, *decision.replace_on_demand}
 
     def after(i):
-        if i.id in decision.drain:
+        if i.id in decision.warn:
+            i = replace(i, warned=look.at)
+        if i.id in decision.drain + decision.relieve:
             return replace(i, surplus=True, joined=replace(i.joined, draining=True))
         if i.id in decision.evacuate:
             return replace(i, joined=replace(i.joined, draining=True))
@@ -107,8 +137,92 @@ def applied(look: Seen, decision: Decision) -> Seen:
         look,
         services=tuple(replace(s, desired=decision.services[s.name]) for s in look.services),
         requested=decision.spot_target,
-        short_since=decision.short_since,
+        notes=decision.notes,
         on_demand_requested=decision.on_demand_desired - len(decision.terminate_on_demand),
         on_demand_present=look.on_demand_present - len(decision.terminate_on_demand) - len(decision.replace_on_demand),
         instances=tuple(after(i) for i in look.instances if i.id not in gone),
     )
+
+
+class Town:
+    """A cluster that lives from pass to pass, a minute each, with a market that has room for `spot_room` units.
+
+    Spot joins three minutes after its launch. Every instance that may have a task has one while there is work for it;
+    a job takes `job_minutes`, and on an instance that drains it is the last.
+    """
+
+    def __init__(self, chosen, *, job_minutes=1, on_demand_boots=3):
+        self.policy, self.look, self.spot_room = chosen, seen(), 99
+        self.launches, self.falls = 0, []
+        self._boots = {True: timedelta(minutes=3), False: timedelta(minutes=on_demand_boots)}
+        self._job, self._done, self._number = timedelta(minutes=job_minutes), {}, 0
+
+    def run(self, *, minutes, backlog):
+        for _ in range(minutes):
+            at = self.look.at + timedelta(minutes=1)
+            self.look = replace(
+                self.look,
+                at=at,
+                warned=frozenset(),
+                services=(replace(self.look.services[0], visible=backlog),),
+                instances=tuple(self._joined(i, at) for i in self.look.instances),
+            )
+            self._work()
+            decision = decide(self.look, self.policy)
+            if decision.services["worker"] < self.look.services[0].desired:
+                self.falls.append(self.look)
+            self.look = applied(self.look, decision)
+            self._launch()
+
+    def warn(self, most):
+        """EC2 recommends to replace so many instances: the next pass hears of it."""
+        ids = [i.id for i in self.look.instances if i.spot][:most]
+        self.look = replace(
+            self.look,
+            instances=tuple(replace(i, warned=self.look.at) if i.id in ids else i for i in self.look.instances),
+        )
+
+    def count(self, *, spot, draining=True):
+        return sum(i.spot is spot and (draining or not (i.joined and i.joined.draining)) for i in self.look.instances)
+
+    def healthy(self):
+        return sum(bool(i.joined) and not i.joined.draining for i in self.look.instances)
+
+    def _joined(self, i, at):
+        if i.joined or at - i.launched < self._boots[i.spot]:
+            return i
+        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, units=1, since=at))
+
+    def _work(self):
+        """Tasks where there is room for them, and their ends."""
+        at, room = self.look.at, self.look.services[0].desired
+        instances = []
+        for i in self.look.instances:
+            if i.joined and i.joined.draining and at >= self._done.get(i.id, at):
+                i = replace(i, joined=replace(i.joined, tasks=0))
+            elif i.joined and not i.joined.draining:
+                tasks = int(room > 0)
+                room -= tasks
+                if tasks and at >= self._done.get(i.id, at):
+                    self._done[i.id] = at + self._job
+                i = replace(i, joined=replace(i.joined, tasks=tasks))
+            instances.append(i)
+        self.look = replace(self.look, instances=tuple(instances))
+
+    def _launch(self):
+        """What the fleet and the group do until the next pass."""
+        spot = sum(i.spot for i in self.look.instances)
+        wanted = min(self.look.requested, self.spot_room) - spot
+        kinds = [True] * wanted + [False] * (self.look.on_demand_requested - self.look.on_demand_present)
+        new = []
+        for kind in kinds:
+            self._number += 1
+            self.launches += 1
+            new.append(Instance(id=f"i-{self._number:04}", spot=kind, units=1, launched=self.look.at))
+        instances = (*self.look.instances, *new)
+        self.look = replace(
+            self.look,
+            instances=instances,
+            fulfilled=float(sum(i.spot for i in instances)),
+            on_demand_present=sum(not i.spot for i in instances),
+        )

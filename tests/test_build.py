@@ -208,7 +208,7 @@ def test_publish_prints_the_deployment(built, s3, monkeypatch):
     done = CliRunner().invoke(build.cli, ["--out", str(built[0]), "publish", "--bucket", "assets"])
 
     assert done.exit_code == 0, done.output
-    assert "3 uploaded, 0 already there" in done.output
+    assert "4 uploaded, 0 already there" in done.output
     assert "aws cloudformation deploy --stack-name spindrift" in done.output
     assert "AssetsBucket=assets WorkerImage=" in done.output
 

@@ -19,10 +19,12 @@ from moto.ec2.models import ec2_backends
 from moto.ec2.models.spot_requests import SpotFleetRequest, SpotInstanceRequest
 from moto.ecs.models import ecs_backends
 
-from capacity.cloud import SHORT_SINCE_TAG, STACK_TAG, SURPLUS_TAG, Aws, CouldNotApply, CouldNotLook
+from capacity.cloud import AT_RISK_TAG, STACK_TAG, SURPLUS_TAG, Aws, CouldNotApply, CouldNotLook
 from capacity.handler import run
 from capacity.metrics import MOST_VALUES, Metric, embedded, of_notices, of_pass
+from capacity.notes import SHORT_SINCE
 from capacity.notices import Kind, Notice
+from capacity.nouns import Notes, Wave
 from capacity.policy import decide
 from capacity.settings import BadSettings, Settings
 
@@ -36,6 +38,7 @@ ENVIRONMENT = {
     "SERVICES": "",
     "SPOT_FLEET_ID": "",
     "ON_DEMAND_GROUP": "on-demand",
+    "POOLS_TABLE": "pools",
     "UNITS_BY_TYPE": '{"g5.xlarge": 1, "g5.12xlarge": 4}',
     "ON_DEMAND_UNITS": "1",
     "MAX_UNITS": "16",
@@ -66,7 +69,14 @@ def test_bad_settings_are_reported_together():
     )
 
 
-SERVICE = {"name": "w", "queue_url": "u", "jobs_per_task": 1, "max_tasks": 1, "units_per_task": 1}
+SERVICE = {
+    "name": "w",
+    "queue_url": "u",
+    "jobs_per_task": 1,
+    "max_tasks": 1,
+    "units_per_task": 1,
+    "max_wait_seconds": None,
+}
 
 
 @pytest.mark.parametrize("placement", [{}, {"placement": "anywhere"}, {"placement": None}])
@@ -99,7 +109,7 @@ class World:
 
     def __init__(self):
         self.sqs, self.ec2, self.ecs = SESSION.client("sqs"), SESSION.client("ec2"), SESSION.client("ecs")
-        self.autoscaling = SESSION.client("autoscaling")
+        self.autoscaling, self.cloudwatch = SESSION.client("autoscaling"), SESSION.client("cloudwatch")
         self.image = "ami-12c6146b"
         self.subnet = self.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
         self.ecs.create_cluster(clusterName="spindrift")
@@ -137,6 +147,12 @@ class World:
             VPCZoneIdentifier=self.subnet,
             Tags=[{"Key": STACK_TAG, "Value": "demo", "PropagateAtLaunch": True}],
         )
+        self.pools = SESSION.resource("dynamodb").create_table(
+            TableName="pools",
+            KeySchema=[{"AttributeName": "pool", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "pool", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
         self.calls = Counter()
         self.wire()
         # moto launches at the time of the test; the clock of the Lambda is set a while after that.
@@ -146,7 +162,7 @@ class World:
         """A queue and its service; the Lambda knows of it when it is wired again. Returns the queue's URL."""
         url = self.sqs.create_queue(QueueName=name)["QueueUrl"]
         self.ecs.create_service(cluster="spindrift", serviceName=name, taskDefinition="worker", desiredCount=0)
-        limits = {"jobs_per_task": 1, "max_tasks": 16, "units_per_task": 1}
+        limits = {"jobs_per_task": 1, "max_tasks": 16, "units_per_task": 1, "max_wait_seconds": 3600}
         self.services.append({"name": name, "queue_url": url, "placement": placement, **limits})
         return url
 
@@ -155,7 +171,15 @@ class World:
         told = {"SERVICES": json.dumps(self.services), "SPOT_FLEET_ID": self.fleet, **environment}
         self.settings = Settings.read(ENVIRONMENT | told)
         self.cloud = Aws(SESSION, self.settings)
-        for client in (self.cloud._sqs, self.cloud._ec2, self.cloud._ecs, self.cloud._autoscaling):
+        cloud = self.cloud
+        for client in (
+            cloud._sqs,
+            cloud._ec2,
+            cloud._ecs,
+            cloud._autoscaling,
+            cloud._cloudwatch,
+            cloud._pools.meta.client,
+        ):
             client.meta.events.register("before-call", self._count)
 
     def _count(self, model, **_):
@@ -195,8 +219,10 @@ class World:
         next(r for r in requests if r.instance.id == instance)._status_code = code
 
     def live(self):
-        pages = self.ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}])
-        return {i["InstanceId"]: i for r in pages["Reservations"] for i in r["Instances"]}
+        pages = self.ec2.get_paginator("describe_instances").paginate(
+            Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        )
+        return {i["InstanceId"]: i for page in pages for r in page["Reservations"] for i in r["Instances"]}
 
     def status(self):
         """ECS's status of each EC2 instance."""
@@ -207,6 +233,31 @@ class World:
     def joined(self, instance):
         """moto's own record of a container instance, to give it tasks or take it away."""
         return next(c for c in self.registry().values() if c.ec2_instance_id == instance)
+
+    def tags(self, instance):
+        [reservation] = self.ec2.describe_instances(InstanceIds=[instance])["Reservations"]
+        return {tag["Key"]: tag["Value"] for tag in reservation["Instances"][0].get("Tags", [])}
+
+    def pool(self, zone=None):
+        """What the table of pools says of the pool in which the instances of this world are."""
+        zone = zone or self.ec2.describe_subnets(SubnetIds=[self.subnet])["Subnets"][0]["AvailabilityZone"]
+        return self.pools.get_item(Key={"pool": f"g5.xlarge/{zone}"}).get("Item", {})
+
+    def measure(self, metric, *values):
+        """What SQS told CloudWatch of the queue in each period of five minutes; the latest is not over."""
+        begun = self.now - timedelta(seconds=self.now.timestamp() % 300)
+        for n, value in enumerate(values):
+            self.cloudwatch.put_metric_data(
+                Namespace="AWS/SQS",
+                MetricData=[
+                    {
+                        "MetricName": metric,
+                        "Dimensions": [{"Name": "QueueName", "Value": "worker"}],
+                        "Timestamp": begun - timedelta(minutes=5 * n),
+                        "Value": value,
+                    }
+                ],
+            )
 
     def registry(self):
         return ecs_backends[ACCOUNT][REGION].container_instances["spindrift"]
@@ -247,6 +298,12 @@ def world(monkeypatch):
         yield World()
 
 
+@pytest.fixture
+def dry(monkeypatch):
+    """Call it, and the market has no more Spot."""
+    return lambda: monkeypatch.setattr(SpotFleetRequest, "create_spot_requests", lambda *_: None)
+
+
 # The look.
 
 
@@ -254,7 +311,7 @@ def test_an_empty_cluster_is_seen_empty(world):
     seen = world.cloud.look(world.now)
 
     assert (seen.instances, seen.requested, seen.on_demand_requested, seen.noticed) == ((), 0, 0, frozenset())
-    assert seen.short_since is None
+    assert seen.notes == Notes()
 
 
 def test_everything_is_seen_where_it_belongs(world):
@@ -290,6 +347,35 @@ def test_a_running_instance_whose_request_is_ending_is_under_notice(world, code)
     world.mark(doomed, code)
 
     assert world.cloud.look(world.now).noticed == {doomed}
+
+
+@pytest.mark.parametrize("seconds, overdue", [(14, False), (15, True)])
+def test_a_notice_is_overdue_when_its_messenger_would_have_been_here(world, monkeypatch, seconds, overdue):
+    [doomed] = world.spot(1)
+    world.mark(doomed, "marked-for-termination")
+    ask = world.cloud._ec2.get_paginator
+
+    def paginator(name):
+        return Since(ask(name), world.now - timedelta(seconds=seconds)) if "spot_instance" in name else ask(name)
+
+    monkeypatch.setattr(world.cloud._ec2, "get_paginator", paginator)
+
+    seen = world.cloud.look(world.now)
+
+    assert (seen.noticed, seen.overdue) == ({doomed}, {doomed} if overdue else set())
+
+
+class Since:
+    """Spot requests whose status changed then: moto's never does."""
+
+    def __init__(self, real, moment):
+        self._real, self._moment = real, moment
+
+    def paginate(self, **asked):
+        for page in self._real.paginate(**asked):
+            for request in page["SpotInstanceRequests"]:
+                request["Status"]["UpdateTime"] = self._moment
+            yield page
 
 
 @pytest.mark.parametrize("told, units", [('{"*": 4}', 4), ('{"p5.48xlarge": 8}', 1)])
@@ -341,7 +427,7 @@ def test_an_interruption_drains_at_once_and_is_made_up_for_in_the_same_pass(worl
     assert world.hear(notice(doomed, containerInstanceArn=arn)) == []
 
     assert world.status() == {doomed: "DRAINING", other: "ACTIVE"}
-    assert (world.target(), world.desired(), world.tasks()) == (2, 1, 2)
+    assert (world.target(), world.desired(), world.tasks()) == (3, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +442,7 @@ def test_a_messenger_that_does_not_know_our_container_instance_has_it_looked_up(
     assert world.status()[doomed] == "DRAINING"
 
 
-def test_hearing_it_twice_from_everybody_changes_nothing_more(world):
+def test_hearing_it_twice_from_everybody_changes_nothing_more(world, dry):
     doomed, other = world.spot(2)
     arn, _ = world.join([doomed, other])
     world.work(2)
@@ -365,22 +451,74 @@ def test_hearing_it_twice_from_everybody_changes_nothing_more(world):
         sample("eventbridge-interruption-warning").replace("i-0123456789abcdef0", doomed),
     ]
 
+    dry()
     world.hear(*bodies, *bodies)
     world.hear(*bodies)
 
     assert world.status() == {doomed: "DRAINING", other: "ACTIVE"}
-    assert (world.target(), world.desired()) == (2, 1)
+    assert (world.target(), world.desired()) == (3, 1)
 
 
-def test_a_recommendation_only_has_us_look(world):
+def test_on_demand_that_still_boots_is_given_up_when_spot_is_replaced_as_soon(world):
+    doomed, other = world.spot(2)
+    world.join([doomed, other])
+    world.work(2)
+
+    world.hear(notice(doomed))
+    assert world.desired() == 1
+    world.hear(notice(doomed))
+
+    assert (world.target(), world.desired()) == (2, 0)
+
+
+def test_what_is_at_risk_is_replaced_first_and_leaves_after(world):
     [warned] = world.spot(1)
     world.join([warned])
+    world.joined(warned).running_tasks_count = 1
     world.work(1)
 
     world.hear(sample("eventbridge-rebalance-recommendation").replace("i-0123456789abcdef0", warned))
+    assert world.tags(warned)[AT_RISK_TAG] == world.now.isoformat()
+    assert (world.status(), world.target(), world.desired()) == ({warned: "ACTIVE"}, 2, 0)
 
-    assert world.status() == {warned: "ACTIVE"}
-    assert (world.target(), world.desired()) == (1, 0)
+    [new] = world.live().keys() - {warned}
+    world.hear()
+    assert (world.status(), world.target()) == ({warned: "ACTIVE"}, 1)
+
+    world.join([new])
+    world.hear()
+    assert world.status() == {warned: "DRAINING", new: "ACTIVE"}
+    assert world.live().keys() == {warned, new}
+
+
+def test_a_recommendation_about_somebody_else_s_instance_tags_nothing(world):
+    [stranger] = world.ec2.run_instances(ImageId=world.image, MinCount=1, MaxCount=1)["Instances"]
+    said = sample("eventbridge-rebalance-recommendation").replace("i-0123456789abcdef0", stranger["InstanceId"])
+
+    world.hear(said)
+
+    assert world.tags(stranger["InstanceId"]) == {}
+
+
+def test_after_a_full_batch_there_is_more_to_come_so_it_only_drains(world, capsys):
+    instances = world.spot(10)
+    arns = world.join(instances)
+    world.calls.clear()
+
+    world.hear(*(notice(i, containerInstanceArn=arn) for i, arn in zip(instances, arns, strict=True)))
+
+    assert world.calls == {"UpdateContainerInstancesState": 1}
+    assert set(world.status().values()) == {"DRAINING"}
+    *_, line = capsys.readouterr().out.splitlines()
+    assert metrics(line) == {("demo", "Notices"): 10}
+
+
+def test_the_minute_looks_however_full_its_batch_is(world):
+    world.work(3)
+
+    world.hear(*["hello"] * 9, sample("eventbridge-schedule"))
+
+    assert world.target() == 3
 
 
 def test_instances_that_are_not_ours_or_gone_are_no_failure(world):
@@ -494,8 +632,8 @@ def test_each_queue_has_its_tasks_and_gets_the_machines_it_may_have(world):
     assert (world.target(), world.desired()) == (3, 3)
 
 
-def test_a_fleet_that_brings_nothing_is_made_up_for_after_patience(world, monkeypatch):
-    monkeypatch.setattr(SpotFleetRequest, "create_spot_requests", lambda *_: None)
+def test_a_fleet_that_brings_nothing_is_made_up_for_after_patience(world, dry):
+    dry()
     world.work(3)
 
     world.hear()
@@ -507,18 +645,29 @@ def test_a_fleet_that_brings_nothing_is_made_up_for_after_patience(world, monkey
 
 
 def test_the_shortage_is_forgotten_when_spot_is_whole(world):
-    world.cloud._remember(world.now - timedelta(minutes=4))
-    assert world.cloud.look(world.now).short_since == world.now - timedelta(minutes=4)
+    world.cloud._remember(Notes(), Notes(short_since=world.now - timedelta(minutes=4)))
+    assert world.cloud.look(world.now).notes.short_since == world.now - timedelta(minutes=4)
 
     world.hear()
 
-    assert world.cloud.look(world.now).short_since is None
+    assert world.cloud.look(world.now).notes == Notes()
+
+
+def test_what_passes_note_comes_back_from_the_tags(world):
+    before = Notes(short_since=world.now, waves=(Wave(world.now, 0.5),))
+    after = Notes(ample_since=world.now, waves=(Wave(world.now, 0.75), Wave(world.now + timedelta(minutes=9), 1.0)))
+
+    world.cloud._remember(Notes(), before)
+    assert world.cloud.look(world.now).notes == before
+
+    world.cloud._remember(before, after)
+    assert world.cloud.look(world.now).notes == after
 
 
 def test_a_tag_written_by_hand_stops_nothing(world):
-    world.ec2.create_tags(Resources=[world.fleet], Tags=[{"Key": SHORT_SINCE_TAG, "Value": "yesterday"}])
+    world.ec2.create_tags(Resources=[world.fleet], Tags=[{"Key": SHORT_SINCE, "Value": "yesterday"}])
 
-    assert world.cloud.look(world.now).short_since is None
+    assert world.cloud.look(world.now).notes == Notes()
 
 
 def test_without_work_everything_idle_drains_first_and_ends_after(world):
@@ -679,7 +828,112 @@ def test_the_log_tells_every_number_and_why_on_one_line(world, capsys):
     assert line["event"] == "capacity"
     assert line["why"] == "2 units needed, Spot lost 1: On-Demand makes up for it at once"
     assert (line["needed_units"], line["healthy_units"], line["noticed_units"]) == (2, 0, 1)
-    assert (line["spot_target"], line["on_demand_desired"], line["backlog"]) == (2, 1, {"worker": 2})
+    assert (line["spot_target"], line["on_demand_desired"], line["backlog"]) == (3, 1, {"worker": 2})
+
+
+def test_busy_on_demand_is_drained_and_stays_until_its_job_is_done(world):
+    [ready], [bought] = world.spot(1), world.on_demand(1)
+    world.join([ready, bought])
+    world.joined(bought).running_tasks_count = 1
+    world.work(1)
+
+    world.hear(later=timedelta(hours=1))
+    world.hear(later=timedelta(hours=1))
+    assert world.status() == {ready: "ACTIVE", bought: "DRAINING"}
+    assert SURPLUS_TAG in world.tags(bought)
+    assert world.live().keys() == {ready, bought}
+
+    world.joined(bought).running_tasks_count = 0
+    world.hear(later=timedelta(hours=1))
+    assert (world.live().keys(), world.desired()) == ({ready}, 0)
+
+
+# What the market is told.
+
+
+def test_what_ec2_takes_is_noted_of_its_pool_once_beside_what_the_market_knows(world):
+    doomed, other = world.spot(2)
+    world.join([doomed, other])
+    world.work(2)
+    world.pools.put_item(
+        Item={"pool": next(iter(pools_of(world))), "state": "open", "taken": [5], "taken_ids": ["i-5"]}
+    )
+    world.mark(doomed, "marked-for-termination")
+
+    world.hear(notice(doomed))
+    world.hear(later=timedelta(minutes=1))
+
+    assert world.pool() == {
+        "pool": next(iter(pools_of(world))),
+        "state": "open",
+        "taken": [5, int(world.now.timestamp())],
+        "taken_ids": ["i-5", doomed],
+    }
+
+
+def test_what_we_gave_up_ourselves_was_not_taken(world):
+    idle, busy = world.spot(2)
+    world.join([idle, busy])
+    world.joined(busy).running_tasks_count = 1
+    world.work(1)
+    world.hear(later=timedelta(minutes=5))
+    assert world.status()[idle] == "DRAINING"
+
+    world.mark(idle, "marked-for-termination")
+    world.hear(notice(idle))
+
+    assert world.pool() == {}
+
+
+def test_a_table_that_cannot_be_reached_is_put_off(world, capsys):
+    [doomed] = world.spot(1)
+    world.join([doomed])
+    world.work(1)
+    world.pools.delete()
+
+    world.hear(notice(doomed))
+
+    *_, line = capsys.readouterr().out.splitlines()
+    assert "what was taken is noted later" in json.loads(line)["put_off"][0]
+    assert world.target() == 2
+
+
+def pools_of(world):
+    return {i.pool for i in world.cloud.look(world.now).instances}
+
+
+# How long jobs take.
+
+
+def test_how_long_jobs_take_is_asked_where_the_policy_minds_it(world):
+    world.now += timedelta(seconds=390 - world.now.timestamp() % 300)
+    world.wire(URGENCY="deadline")
+    world.work(1)
+    world.measure("NumberOfMessagesSent", 7, 0, 5)
+    world.measure("NumberOfMessagesDeleted", 99, 12, 9, 999)
+    world.measure("ApproximateNumberOfMessagesNotVisible", 99, 2, 5, 999)
+
+    [service] = world.cloud.look(world.now).services
+
+    # The latest period is not over, and the twenty latest jobs are enough.
+    assert service.job_seconds == (2 + 5) * 300 / (12 + 9)
+    assert [arrival.jobs for arrival in service.arrivals] == [7, 5]
+    [latest, earlier] = [arrival.age for arrival in service.arrivals]
+    assert timedelta(0) <= latest < timedelta(minutes=5) and earlier == latest + timedelta(minutes=10)
+
+
+@pytest.mark.parametrize("urgency, jobs, done", [("now", 1, 20), ("deadline", 0, 20), ("deadline", 1, 19)])
+def test_how_long_jobs_take_is_not_known_when_nobody_asks_or_too_little_was_done(world, urgency, jobs, done):
+    world.wire(URGENCY=urgency)
+    world.work(jobs)
+    world.measure("NumberOfMessagesDeleted", 0, done)
+    world.measure("ApproximateNumberOfMessagesNotVisible", 0, 2)
+    world.calls.clear()
+
+    [service] = world.cloud.look(world.now).services
+
+    assert (service.job_seconds, service.arrivals) == (None, ())
+    assert world.calls["GetMetricData"] == (urgency == "deadline" and jobs)
 
 
 # What is measured.
@@ -701,7 +955,7 @@ def test_a_pass_measures_what_is_needed_what_it_asked_for_and_what_had_joined():
 
     assert of_pass(look, decide(look, policy())) == {
         Metric.NEEDED_UNITS: 5,
-        Metric.REQUESTED_SPOT_UNITS: 5,
+        Metric.REQUESTED_SPOT_UNITS: 9,
         Metric.REQUESTED_ON_DEMAND_UNITS: 3,
         Metric.JOINED_SPOT_UNITS: 2,
         Metric.JOINED_ON_DEMAND_UNITS: 1,
@@ -778,7 +1032,7 @@ def test_the_line_that_tells_of_a_pass_is_its_measurement(world, capsys):
         ("demo", name): value
         for name, value in {
             "NeededUnits": 2,
-            "RequestedSpotUnits": 2,
+            "RequestedSpotUnits": 3,
             "RequestedOnDemandUnits": 1,
             "JoinedSpotUnits": 1,
             "JoinedOnDemandUnits": 0,

@@ -1,34 +1,16 @@
-"""The capacity policy: cases a person can read, and laws a machine tries to break."""
+"""The capacity policy: cases a person can read."""
 
 from dataclasses import replace
 from datetime import timedelta
-from itertools import count
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from lambdas_make import LONG_AGO, NOON, applied, instance, policy, seen
+from lambdas_make import LONG_AGO, NOON, applied, instance, od, part, placed, policy, seen, waiting
 
-from capacity.policy import Load, Placement, Service, Urgency, decide
+from capacity.nouns import Arrival, Load, Notes, Service, Urgency, Wave
+from capacity.policy import decide
 
-PLACED = {"worker": Placement.ANY, "patient": Placement.SPOT, "steady": Placement.ON_DEMAND}
 JUST_NOW = NOON - timedelta(seconds=10)
 TOO_LONG = timedelta(minutes=6)
-
-
-def od(name, **parts):
-    return instance(name, spot=False, **parts)
-
-
-def waiting(**jobs):
-    """Services with so many jobs waiting, by name."""
-    return tuple(Service(name=name, visible=jobs.get(name, 0), in_flight=0, delayed=0, desired=0) for name in PLACED)
-
-
-def placed(**parts):
-    """A policy with one service of each placement; `**parts` as for a policy."""
-    loads = {n: Load(jobs_per_task=1, max_tasks=50, units_per_task=1, placement=where) for n, where in PLACED.items()}
-    return policy(**{"loads": loads, **parts})
 
 
 @pytest.mark.parametrize(
@@ -42,7 +24,7 @@ def placed(**parts):
         (
             "under notice: made up for at once",
             seen(2, [instance("i-1"), instance("i-2")], noticed=frozenset({"i-1"})),
-            {"spot_target": 2, "on_demand_desired": 1, "healthy_units": 1, "noticed_units": 1},
+            {"spot_target": 3, "on_demand_desired": 1, "healthy_units": 1, "noticed_units": 1, "taken": ("i-1",)},
         ),
         (
             "gone without a notice: made up for at once",
@@ -70,14 +52,88 @@ def placed(**parts):
             {"on_demand_desired": 0, "short_since": None},
         ),
         (
+            "late: made up for, and given more time",
+            seen(1, [instance("i-1", joined=False, launched=NOON - TOO_LONG)]),
+            {"on_demand_desired": 1, "terminate_spot": (), "spot_target": 1},
+        ),
+        (
+            "late from the moment that patience is over",
+            seen(1, [instance("i-1", joined=False, launched=NOON - timedelta(minutes=5))]),
+            {"healthy_units": 0},
+        ),
+        (
+            "late, and nothing is missing without it: ended",
+            seen(1, [instance("i-1"), instance("i-2", joined=False, launched=NOON - TOO_LONG)]),
+            {"on_demand_desired": 0, "terminate_spot": ("i-2",)},
+        ),
+        (
             "never joined: replaced, and made up for",
-            seen(1, [instance("i-1", joined=False)]),
-            {"on_demand_desired": 1, "terminate_spot": ("i-1",)},
+            seen(1, [instance("i-1", joined=False, launched=NOON - timedelta(minutes=10))]),
+            {"on_demand_desired": 1, "terminate_spot": ("i-1",), "spot_target": 1},
         ),
         (
             "joined without a GPU: drained, and made up for",
             seen(1, [instance("i-1", gpus=0)], requested=1),
             {"on_demand_desired": 1, "drain": ("i-1",)},
+        ),
+        ("without a GPU, and still a task: not yet", seen(1, [instance("i-1", gpus=0, tasks=1)]), {"drain": ()}),
+        (
+            "without a GPU, and drained: ended",
+            seen(1, [instance("i-1", gpus=0, draining=True)]),
+            {"terminate_spot": ("i-1",)},
+        ),
+        (
+            "Spot that somebody else drained is no reason for On-Demand to leave",
+            seen(1, [instance("i-1", draining=True, tasks=1), od("i-2", tasks=1)]),
+            {"relieve": (), "on_demand_desired": 1},
+        ),
+        (
+            "Spot has been calm for just long enough",
+            seen(1, [instance("i-1", launched=NOON - timedelta(minutes=10)), od("i-2", tasks=1)]),
+            {"relieve": ("i-2",)},
+        ),
+        (
+            "what boots leaves first, and is not counted among those that work",
+            seen(
+                2, [instance("i-1"), od("i-2", tasks=1), od("i-3", tasks=1), od("i-4", joined=False, launched=JUST_NOW)]
+            ),
+            {"terminate_on_demand": ("i-4",), "relieve": ("i-3",)},
+        ),
+        (
+            "nothing is missing: what the group has not launched is called off, what has joined stays until Spot is calm",
+            seen(3, [instance(f"i-{n}", launched=JUST_NOW) for n in range(3)] + [od("i-3")], on_demand_requested=3),
+            {"on_demand_desired": 1, "drain": ()},
+        ),
+        (
+            "On-Demand boots beside others that have been there: only those that boot tell how soon",
+            seen(
+                3,
+                [
+                    instance("i-1"),
+                    instance("i-2", joined=False, launched=JUST_NOW),
+                    od("i-3", launched=LONG_AGO, tasks=1),
+                    od("i-4", joined=False, launched=JUST_NOW),
+                ],
+                short_since=JUST_NOW,
+            ),
+            {"terminate_on_demand": ("i-4",), "on_demand_desired": 2},
+        ),
+        (
+            "Spot boots as soon as On-Demand, and nothing else is missing",
+            seen(
+                2,
+                [
+                    instance("i-1"),
+                    instance("i-2", joined=False, launched=JUST_NOW),
+                    od("i-3", joined=False, launched=JUST_NOW),
+                ],
+            ),
+            {"terminate_on_demand": ("i-3",)},
+        ),
+        (
+            "patience is just over",
+            seen(1, requested=1, short_since=NOON - timedelta(minutes=5)),
+            {"on_demand_desired": 1},
         ),
         (
             "the fleet's own scale-in sends notices, too: nothing is bought",
@@ -100,9 +156,51 @@ def placed(**parts):
             {"on_demand_desired": 1, "terminate_on_demand": ("i-2",)},
         ),
         (
-            "Spot is back and calm: busy On-Demand goes on",
+            "Spot is back and calm: busy On-Demand ends its job and takes no more",
             seen(1, [instance("i-1"), od("i-2", tasks=1)]),
-            {"on_demand_desired": 1, "drain": (), "terminate_on_demand": ()},
+            {"on_demand_desired": 1, "drain": (), "relieve": ("i-2",), "terminate_on_demand": ()},
+        ),
+        (
+            "drained and still at its job: it stays",
+            seen(1, [instance("i-1"), od("i-2", tasks=1, draining=True, surplus=True)]),
+            {"on_demand_desired": 1, "relieve": (), "terminate_on_demand": ()},
+        ),
+        (
+            "Spot is back in part: On-Demand stays for the rest, and the idle one leaves",
+            seen(2, [instance("i-1"), od("i-2", tasks=1), od("i-3")]),
+            {"on_demand_desired": 2, "drain": ("i-3",), "relieve": ()},
+        ),
+        (
+            "On-Demand joins sooner than a notice lasts: it need not wait for calm",
+            seen(1, [instance("i-1", launched=JUST_NOW), od("i-2", tasks=1, took=timedelta(minutes=2))]),
+            {"relieve": ("i-2",)},
+        ),
+        (
+            "On-Demand boots and Spot was launched as soon: it is not worth the boot",
+            seen(
+                1,
+                [
+                    instance("i-1", joined=False, launched=JUST_NOW),
+                    od("i-2", joined=False, launched=JUST_NOW - timedelta(seconds=30)),
+                ],
+            ),
+            {"terminate_on_demand": ("i-2",), "on_demand_desired": 1},
+        ),
+        (
+            "On-Demand boots and Spot was launched later: it comes first, and stays",
+            seen(
+                1,
+                [
+                    instance("i-1", joined=False, launched=JUST_NOW),
+                    od("i-2", joined=False, launched=JUST_NOW - timedelta(seconds=31)),
+                ],
+            ),
+            {"terminate_on_demand": (), "on_demand_desired": 1},
+        ),
+        (
+            "On-Demand boots, and Spot has joined: called off",
+            seen(1, [instance("i-1"), od("i-2", joined=False, launched=JUST_NOW - timedelta(minutes=3))]),
+            {"terminate_on_demand": ("i-2",), "on_demand_desired": 1},
         ),
         (
             "On-Demand not launched yet is called off",
@@ -138,6 +236,122 @@ def placed(**parts):
             {"reactivate": ("i-2",), "terminate_spot": ("i-1",)},
         ),
         (
+            "surplus Spot that still boots ends first",
+            seen(1, [instance("i-1"), instance("i-2", joined=False, launched=JUST_NOW)]),
+            {"drain": (), "terminate_spot": ("i-2",)},
+        ),
+        (
+            "somebody else drained one that is needed and still works: the fleet is asked for another",
+            seen(2, [instance("i-1"), instance("i-2", draining=True, tasks=1)]),
+            {"spot_target": 3, "on_demand_desired": 1},
+        ),
+        (
+            "under notice, and the fleet no longer counts it: it is not asked for more",
+            seen(2, [instance("i-1"), instance("i-2")], noticed=frozenset({"i-1"}), fulfilled=1.0),
+            {"spot_target": 2},
+        ),
+        (
+            "under notice, and replaced already: the target is what is to last",
+            seen(
+                2,
+                [instance("i-1"), instance("i-2"), instance("i-3", joined=False, launched=JUST_NOW)],
+                noticed=frozenset({"i-1"}),
+                requested=3,
+            ),
+            {"spot_target": 2, "on_demand_desired": 0},
+        ),
+        (
+            "the work has just become less: what is there lingers",
+            seen(1, [instance("i-1"), instance("i-2")], desired=2),
+            {"spot_target": 2, "drain": (), "services": {"worker": 2}, "ample_since": NOON, "needed_units": 1},
+        ),
+        (
+            "the work became less a while ago: it leaves",
+            seen(1, [instance("i-1"), instance("i-2")], desired=2, ample_since=NOON - timedelta(minutes=3)),
+            {"spot_target": 1, "drain": ("i-2",), "services": {"worker": 1}, "ample_since": None},
+        ),
+        (
+            "all work is done: nothing lingers",
+            seen(0, [instance("i-1")], desired=2),
+            {"spot_target": 0, "services": {"worker": 0}, "ample_since": None},
+        ),
+        (
+            "the work is what it was: nothing lingers any more",
+            seen(2, [instance("i-1"), instance("i-2")], desired=2, ample_since=NOON - timedelta(minutes=2)),
+            {"ample_since": None},
+        ),
+        (
+            "what lingers is no reason to buy",
+            seen(1, [instance("i-1")], desired=2, requested=2),
+            {"spot_target": 2, "on_demand_desired": 0, "short_since": None},
+        ),
+        (
+            "at risk: its replacement comes first",
+            seen(4, [instance(f"i-{n}", tasks=1) for n in range(4)], warned=frozenset({"i-1"})),
+            {"spot_target": 5, "warn": ("i-1",), "relieve": (), "on_demand_desired": 0},
+        ),
+        (
+            "at risk, and its replacement boots",
+            seen(
+                4,
+                [instance("i-0", tasks=1, warned=JUST_NOW)]
+                + [instance(f"i-{n}", tasks=1) for n in range(1, 4)]
+                + [instance("i-4", joined=False, launched=JUST_NOW)],
+                requested=5,
+            ),
+            {"spot_target": 4, "warn": (), "relieve": (), "drain": (), "terminate_spot": ()},
+        ),
+        (
+            "at risk, and its replacement has joined: relieved",
+            seen(
+                4,
+                [instance("i-0", tasks=1, warned=JUST_NOW)]
+                + [instance(f"i-{n}", tasks=1) for n in range(1, 4)]
+                + [instance("i-4", launched=JUST_NOW)],
+            ),
+            {"spot_target": 4, "relieve": ("i-0",), "drain": ()},
+        ),
+        (
+            "at risk all at once: a quarter at a time",
+            seen(8, [instance(f"i-{n}", tasks=1, warned=JUST_NOW) for n in range(8)]),
+            {"spot_target": 10},
+        ),
+        (
+            "at risk half an hour ago, and still there: forgotten",
+            seen(1, [instance("i-1", tasks=1, warned=NOON - timedelta(minutes=30))]),
+            {"spot_target": 1},
+        ),
+        (
+            "at risk and idle: it leaves before newer ones",
+            seen(1, [instance("i-1", warned=JUST_NOW), instance("i-2"), instance("i-3")]),
+            {"drain": ("i-1",)},
+        ),
+        (
+            "at risk and idle, and its replacement has joined",
+            seen(1, [instance("i-1", warned=JUST_NOW), instance("i-2")]),
+            {"drain": ("i-1",), "spot_target": 1},
+        ),
+        (
+            "at risk and booting: had twice, too",
+            seen(1, [instance("i-1", joined=False, launched=JUST_NOW, warned=JUST_NOW)]),
+            {"spot_target": 2},
+        ),
+        (
+            "told again of the same risk: written down once",
+            seen(1, [instance("i-1", warned=JUST_NOW)], warned=frozenset({"i-1"})),
+            {"warn": ()},
+        ),
+        (
+            "told again when it was forgotten",
+            seen(1, [instance("i-1", warned=LONG_AGO)], warned=frozenset({"i-1"})),
+            {"warn": ("i-1",), "spot_target": 2},
+        ),
+        (
+            "On-Demand is never at risk",
+            seen(1, [od("i-1", tasks=1)], requested=1, warned=frozenset({"i-1"})),
+            {"spot_target": 1, "warn": ()},
+        ),
+        (
             "surplus Spot: the newest idle one drains, the busy one stays",
             seen(
                 2,
@@ -154,6 +368,16 @@ def placed(**parts):
             "new and without a task or any work: it leaves at once",
             seen(0, [instance("i-1", launched=JUST_NOW)]),
             {"drain": ("i-1",)},
+        ),
+        (
+            "needed again: no more come back than are needed",
+            seen(2, [instance("i-1")] + [instance(f"i-{n}", draining=True, surplus=True) for n in (2, 3)]),
+            {"reactivate": ("i-3",), "terminate_spot": ("i-2",)},
+        ),
+        (
+            "new for just long enough, and without a task: it leaves",
+            seen(1, [instance("i-1", tasks=1), instance("i-2", launched=NOON - timedelta(seconds=30))]),
+            {"drain": ("i-2",)},
         ),
         (
             "needed again: what rests comes back",
@@ -180,13 +404,18 @@ def placed(**parts):
             seen(1, [instance("i-1", tasks=1)], noticed=frozenset({"i-1"})),
             {"evacuate": ("i-1",), "drain": ()},
         ),
+        (
+            "under notice, and the messenger may be on its way",
+            seen(1, [instance("i-1", tasks=1)], noticed=frozenset({"i-1"}), overdue=frozenset()),
+            {"evacuate": (), "on_demand_desired": 1},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_decide(case, look, expected):
     decision = decide(look, policy())
 
-    assert {name: getattr(decision, name) for name in expected} == expected
+    assert {name: part(decision, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -212,7 +441,7 @@ def test_tasks_follow_each_queue_and_units_follow_the_tasks():
     look = seen(
         services=(
             Service(name="urgent", visible=4, in_flight=1, delayed=0, desired=0),
-            Service(name="large", visible=10, in_flight=0, delayed=1, desired=7),
+            Service(name="large", visible=10, in_flight=0, delayed=1, desired=1),
         )
     )
 
@@ -241,7 +470,7 @@ def test_tasks_follow_each_queue_and_units_follow_the_tasks():
             "for Spot alone, and it was interrupted: waited for",
             {"patient": 2},
             {"instances": [instance("i-1"), instance("i-2")], "noticed": frozenset({"i-1"})},
-            {"spot_target": 2, "on_demand_desired": 0, "noticed_units": 1},
+            {"spot_target": 3, "on_demand_desired": 0, "noticed_units": 1},
         ),
         (
             "each where it belongs, and only what either may do is made up for",
@@ -303,7 +532,166 @@ def test_tasks_follow_each_queue_and_units_follow_the_tasks():
 def test_work_runs_where_it_may(case, work, look, expected):
     decision = decide(seen(services=waiting(**work), **look), placed())
 
-    assert {name: getattr(decision, name) for name in expected} == expected
+    assert {name: part(decision, name) for name in expected} == expected
+
+
+HOUR = timedelta(hours=1)
+
+
+def timed(jobs, *, came=(), job_seconds=60.0, instances=(), **parts):
+    """A look at one service with jobs that wait; `came` says how many of them came how long ago, the latest first."""
+    service = replace(
+        seen(jobs).services[0], arrivals=tuple(Arrival(age, n) for age, n in came), job_seconds=job_seconds
+    )
+    return seen(0, instances, services=(service,), **{"short_since": JUST_NOW, **parts})
+
+
+@pytest.mark.parametrize(
+    "case, look, expected",
+    [
+        # An hour, less a minute of work and five until help is there: 54 minutes, or 3,240 s.
+        ("one does it in time", timed(54, instances=[instance("i-1")]), {"on_demand_desired": 0, "services": {"worker": 6}}),
+        ("one more job would be late", timed(55, instances=[instance("i-1")]), {"on_demand_desired": 1}),
+        ("what boots counts", timed(55, instances=[instance("i-1"), instance("i-2", joined=False, launched=JUST_NOW)]), {"on_demand_desired": 0}),
+        ("no Spot at all", timed(1), {"on_demand_desired": 1}),
+        ("half the time is gone", timed(54, came=[(timedelta(minutes=27), 54)], instances=[instance("i-1")]), {"on_demand_desired": 1}),
+        # Six minutes for what is late: 10 jobs of a minute are two tasks.
+        ("nothing to do", timed(0), {"on_demand_desired": 0, "services": {"worker": 0}, "spot_target": 0}),
+        ("late already", timed(10, came=[(2 * HOUR, 10)], instances=[instance("i-1")]), {"on_demand_desired": 1}),
+        ("more tasks than jobs_per_task says", timed(200), {"services": {"worker": 20}, "on_demand_desired": 4}),
+        ("as many as are needed, and not what Spot is short of", timed(100), {"services": {"worker": 10}, "on_demand_desired": 2}),
+        (
+            "half are old, and come first",
+            timed(54, came=[(timedelta(0), 27), (timedelta(minutes=27), 27)], instances=[instance("i-1")]),
+            {"on_demand_desired": 0},
+        ),
+        (
+            "one more is old",
+            timed(54, came=[(timedelta(0), 26), (timedelta(minutes=27), 28)], instances=[instance("i-1")]),
+            {"on_demand_desired": 1},
+        ),
+        (
+            "those that were done already are the oldest",
+            timed(27, came=[(timedelta(minutes=27), 27), (2 * HOUR, 99)], instances=[instance("i-1")]),
+            {"on_demand_desired": 0},
+        ),
+        (
+            "what nobody told of is new, and comes last",
+            timed(54, came=[(timedelta(minutes=27), 28)], instances=[instance("i-1")]),
+            {"on_demand_desired": 1},
+        ),
+        ("not known: not yet impatient", timed(10, job_seconds=None), {"on_demand_desired": 0}),
+        ("not known: impatient", timed(10, job_seconds=None, short_since=NOON - TOO_LONG), {"on_demand_desired": 1}),
+        ("not known, and nothing waits", timed(0, job_seconds=None, short_since=NOON - TOO_LONG), {"on_demand_desired": 0}),
+        ("an interruption that makes nothing late", timed(9, instances=[instance("i-1"), instance("i-2")], noticed=frozenset({"i-1"})), {"on_demand_desired": 0}),
+        (
+            "in time, but not by far: what is there stays",
+            timed(40, instances=[instance("i-1"), od("i-2", tasks=1)]),
+            {"on_demand_desired": 1, "relieve": ()},
+        ),
+        (
+            "in time by far: it leaves",
+            timed(27, instances=[instance("i-1"), od("i-2", tasks=1)]),
+            {"relieve": ("i-2",)},
+        ),
+        (
+            "Spot is calm and enough: it leaves",
+            timed(8, instances=[instance("i-1"), od("i-2", tasks=1)]),
+            {"relieve": ("i-2",)},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_deadline(case, look, expected):
+    loads = {"worker": Load(jobs_per_task=10, max_tasks=20, units_per_task=1, max_wait=HOUR)}
+    decision = decide(look, policy(loads=loads, urgency=Urgency.DEADLINE, max_units=20))
+
+    assert {name: part(decision, name) for name in expected} == expected
+
+
+def test_a_deadline_may_want_more_tasks_than_the_jobs_do():
+    loads = {"worker": Load(jobs_per_task=100, max_tasks=20, units_per_task=1, max_wait=HOUR)}
+    chosen = policy(loads=loads, urgency=Urgency.DEADLINE)
+
+    assert decide(timed(200), chosen).services == {"worker": 4}
+    [service] = timed(0).services
+    assert decide(seen(services=(replace(service, delayed=200),)), chosen).services == {"worker": 4}
+
+
+def test_deadlines_of_several_queues_add_up():
+    load = Load(jobs_per_task=100, max_tasks=20, units_per_task=2, max_wait=HOUR)
+    [service] = timed(100).services
+    look = seen(services=(service, replace(service, name="other")), short_since=JUST_NOW)
+
+    chosen = policy(loads={"worker": load, "other": load}, urgency=Urgency.DEADLINE)
+    assert decide(look, chosen).on_demand_desired == 2 * 2 * 2
+
+
+def test_a_queue_without_a_deadline_is_not_known():
+    look = timed(10, short_since=NOON - TOO_LONG)
+
+    assert decide(look, policy(urgency=Urgency.DEADLINE)).on_demand_desired == 10
+
+
+def often(*minutes, share=1.0):
+    """Waves so many minutes ago."""
+    return tuple(Wave(NOON - timedelta(minutes=m), share) for m in minutes)
+
+
+@pytest.mark.parametrize(
+    "case, waves, expected",
+    [
+        ("one wave is no storm", often(5), 0),
+        ("two that took everything", often(25, 5), 2),
+        ("four that took half", often(29, 20, 10, 1, share=0.5), 2),
+        ("three that took half", often(20, 10, 1, share=0.5), 0),
+        ("too far apart", often(35, 5), 0),
+        ("just half an hour after it is over", often(40, 30), 0),
+        ("not half an hour yet", often(58, 29), 2),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_storm_trips_the_breaker_and_half_of_the_work_is_on_demand(case, waves, expected):
+    calm = [instance(f"i-{n}") for n in range(3)]
+
+    assert decide(seen(3, calm, waves=waves), policy()).on_demand_desired == expected
+
+
+def test_in_a_storm_what_is_bought_stays():
+    ready = [instance("i-0"), instance("i-1"), od("i-3", tasks=1), od("i-2", tasks=1)]
+    look = seen(2, ready, waves=often(25, 5))
+
+    assert decide(look, policy()).relieve == ()
+    assert decide(look, policy(urgency=Urgency.SPOT_ONLY)).relieve == ("i-3", "i-2")
+
+
+def test_a_wave_is_as_large_as_it_ever_showed():
+    look = seen(4, [*(instance(f"i-{n}") for n in range(4)), od("i-4")], noticed=frozenset({"i-0"}))
+    [first] = decide(look, policy()).notes.waves
+    assert first == Wave(NOON, 0.25)
+
+    later = replace(
+        look, at=NOON + timedelta(minutes=2), noticed=frozenset({"i-1", "i-2"}), notes=Notes(waves=(first,))
+    )
+    assert decide(later, policy()).notes.waves == (Wave(NOON, 0.5),)
+
+    after = replace(later, at=NOON + timedelta(minutes=3))
+    assert decide(after, policy()).notes.waves == (first, Wave(after.at, 0.5))
+
+
+def test_a_wave_is_told_by_the_hundredth():
+    look = seen(3, [instance(f"i-{n}") for n in range(3)], noticed=frozenset({"i-0"}))
+
+    assert decide(look, policy()).notes.waves == (Wave(NOON, 0.33),)
+
+
+def test_waves_are_forgotten_in_time_and_number():
+    hour_ago = replace(seen(), notes=Notes(waves=often(60, 59)))
+    assert decide(hour_ago, policy()).notes.waves == often(59)
+
+    many = often(*range(59, 4, -3))
+    look = seen(1, [instance("i-1")], noticed=frozenset({"i-1"}), waves=many)
+    assert decide(look, policy()).notes.waves == (*many[-14:], Wave(NOON, 1.0))
 
 
 @pytest.mark.parametrize("urgency", Urgency)
@@ -322,8 +710,21 @@ def test_on_demand_alone_and_a_top_up_share_an_instance():
 def test_a_top_up_is_whole_instances_within_its_limit():
     look = seen(9, [instance(f"i-{n}") for n in range(9)], noticed=frozenset(f"i-{n}" for n in range(5)))
 
-    assert decide(look, policy(on_demand_units=4)).on_demand_desired == 2
+    decision = decide(look, policy(on_demand_units=4))
+    assert (decision.on_demand_desired, decision.on_demand_target, decision.top_up_units) == (2, 8, 8)
     assert decide(look, policy(on_demand_units=4, max_on_demand_units=7)).on_demand_desired == 1
+
+
+def test_what_stays_is_whole_instances():
+    four = policy(on_demand_units=4)
+    new = [instance(f"i-{n}", launched=JUST_NOW) for n in range(4)]
+    ready, booting = [od("i-4"), od("i-5")], [od(f"i-{n}", joined=False, launched=JUST_NOW) for n in (4, 5)]
+
+    assert decide(seen(4, new + ready), four).drain == ("i-5",)
+    assert decide(seen(4, booting, short_since=JUST_NOW), four).terminate_on_demand == ("i-5",)
+    assert (
+        decide(seen(4, new + ready), four).reason == "4 units needed, Spot is whole but not calm yet: On-Demand stays"
+    )
 
 
 def test_a_loss_seen_by_one_pass_only_stays_made_up_for():
@@ -347,260 +748,53 @@ def test_a_loss_seen_by_one_pass_only_stays_made_up_for():
             "11 units needed, 10 of them On-Demand alone, Spot has 1 more to bring; "
             "12 units of work for On-Demand alone meet the limit of 10",
         ),
+        (seen(1, [instance("i-1")]), "1 units needed, Spot is whole"),
+        (seen(3, [instance("i-1")], short_since=JUST_NOW), "3 units needed, Spot has 2 more to bring"),
+        (seen(20), "20 units needed, Spot has 20 more to bring"),
+        (
+            seen(services=waiting(worker=11, patient=10)),
+            "20 units needed, Spot has 20 more to bring; 21 units of work meet the limit of 20",
+        ),
+        (seen(services=waiting(steady=10)), "10 units needed, 10 of them On-Demand alone, Spot is whole"),
+        (seen(1, [instance("i-1"), od("i-2")]), "1 units needed, Spot is whole and calm: On-Demand leaves"),
+        (
+            seen(1, [instance("i-1", launched=JUST_NOW), od("i-2")]),
+            "1 units needed, Spot is whole but not calm yet: On-Demand stays",
+        ),
+        (
+            seen(2, short_since=NOON - TOO_LONG),
+            "2 units needed, Spot short of 2 for longer than 0:05:00: On-Demand makes up for it",
+        ),
+        (
+            seen(1, [instance("i-1")], desired=3),
+            "1 units needed, Spot is whole; 2 more linger, for the work has just become less",
+        ),
+        (
+            seen(4, [instance(f"i-{n}") for n in range(4)], warned=frozenset({"i-1", "i-2"})),
+            "4 units needed, Spot is whole; 1 are had twice, for instances at risk are to be replaced",
+        ),
+        (
+            seen(3, [instance(f"i-{n}") for n in range(3)], waves=often(25, 5)),
+            "3 units needed, EC2 takes Spot again and again: On-Demand does at least 2 until 12:25 UTC",
+        ),
     ],
 )
 def test_the_reason_is_a_sentence(look, words):
     assert decide(look, placed()).reason == words
 
 
-# The laws. Numbers are small, so that limits, ties and zeros are drawn often.
-
-few = st.integers(0, 4)
-work = st.just(0) | st.integers(0, 8)
-names = st.sampled_from(sorted(PLACED))
-law = settings(max_examples=300, deadline=None)
-ages = st.sampled_from([timedelta(seconds=5), timedelta(minutes=1), timedelta(minutes=6), timedelta(hours=1)])
-
-
-@st.composite
-def instances(draw):
-    number = count()
-    made = []
-    for _ in range(draw(st.integers(0, 5))):
-        draining = draw(st.booleans())
-        made.append(
-            instance(
-                f"i-{next(number)}",
-                spot=draw(st.booleans()),
-                units=draw(st.sampled_from([1, 1, 2, 4])),
-                launched=NOON - draw(ages),
-                joined=draw(st.booleans()),
-                gpus=draw(st.sampled_from([None, None, None, 0])),
-                tasks=draw(st.sampled_from([0, 0, 1])),
-                draining=draining,
-                surplus=draining and draw(st.booleans()),
-            )
-        )
-    return made
-
-
-@st.composite
-def looks(draw, work=work):
-    made = draw(instances())
-    present = sum(not i.spot for i in made)
-    return seen(
-        0,
-        made,
-        services=tuple(replace(service, visible=draw(work), desired=draw(few)) for service in waiting()),
-        requested=draw(st.integers(0, 8)),
-        short_since=draw(st.none() | ages.map(lambda age: NOON - age)),
-        on_demand_requested=present + draw(st.integers(-1, 2)) if present else draw(few),
-        on_demand_present=present,
-        noticed=frozenset(i.id for i in made if draw(st.sampled_from([False, False, True]))),
-    )
-
-
-@st.composite
-def policies(draw):
-    return policy(
-        loads={
-            name: Load(
-                jobs_per_task=draw(st.integers(1, 2)),
-                max_tasks=draw(st.integers(2, 9)),
-                units_per_task=draw(st.integers(1, 2)),
-                placement=placement,
-            )
-            for name, placement in PLACED.items()
-        },
-        on_demand_units=draw(st.sampled_from([1, 1, 2, 4])),
-        max_units=draw(st.integers(0, 9)),
-        max_on_demand_units=draw(st.integers(0, 9)),
-        urgency=draw(st.sampled_from([Urgency.NOW, Urgency.NOW, Urgency.DEADLINE, Urgency.SPOT_ONLY])),
-    )
-
-
-def total_units(decision, chosen):
-    return decision.spot_target + decision.on_demand_desired * chosen.on_demand_units
-
-
-def busier(look, name, jobs, where="visible"):
-    """The same look with more jobs in one queue."""
-    return replace(
-        look,
-        services=tuple(
-            replace(service, **{where: getattr(service, where) + jobs}) if service.name == name else service
-            for service in look.services
+@pytest.mark.parametrize(
+    "look, words",
+    [
+        (timed(10), "1 units needed, jobs would be late on Spot alone: On-Demand does 1"),
+        (
+            timed(10, job_seconds=None, short_since=NOON - TOO_LONG),
+            "1 units needed, how long jobs take is not known, and Spot short of 1 for longer than 0:05:00: "
+            "On-Demand makes up for it",
         ),
-    )
+    ],
+)
+def test_the_reason_of_a_deadline(look, words):
+    loads = {"worker": Load(jobs_per_task=10, max_tasks=20, units_per_task=1, max_wait=HOUR)}
 
-
-def idler(look, *empty):
-    """The same look without jobs in these queues."""
-    return replace(look, services=tuple(replace(s, visible=0) if s.name in empty else s for s in look.services))
-
-
-def units_of_work(decision, chosen, name):
-    return decision.services[name] * chosen.loads[name].units_per_task
-
-
-def acts(decision):
-    return (
-        decision.evacuate
-        + decision.drain
-        + decision.reactivate
-        + decision.terminate_spot
-        + decision.terminate_on_demand
-        + decision.replace_on_demand
-    )
-
-
-@law
-@given(looks(), policies())
-def test_targets_keep_within_the_limits(look, chosen):
-    decision = decide(look, chosen)
-
-    assert 0 <= decision.spot_target <= chosen.max_units
-    assert all(0 <= decision.services[name] <= chosen.loads[name].max_tasks for name in PLACED)
-    bought = max(0, decision.on_demand_desired - look.on_demand_requested)
-    assert not bought or decision.on_demand_desired * chosen.on_demand_units <= chosen.max_on_demand_units
-
-
-@law
-@given(looks(), policies(), names, st.integers(1, 4), st.sampled_from(["visible", "in_flight", "delayed"]))
-def test_more_work_never_means_fewer_units(look, chosen, name, more, where):
-    less, greater = decide(look, chosen), decide(busier(look, name, more, where), chosen)
-
-    assert total_units(less, chosen) <= total_units(greater, chosen)
-    assert less.needed_units <= greater.needed_units
-    assert less.spot_target <= greater.spot_target
-    assert less.services[name] <= greater.services[name]
-
-
-@law
-@given(looks(), policies(), st.integers(1, 9))
-def test_work_for_on_demand_alone_leaves_spot_as_it_is(look, chosen, more):
-    less, greater = decide(look, chosen), decide(busier(look, "steady", more), chosen)
-
-    for name in ("spot_target", "healthy_units", "short_since", "terminate_spot"):
-        assert getattr(less, name) == getattr(greater, name)
-    mine = units_of_work(greater, chosen, "steady")
-    limit = chosen.max_on_demand_units // chosen.on_demand_units * chosen.on_demand_units
-    assert greater.on_demand_target >= min(mine, limit)
-
-
-@law
-@given(looks(), policies(), st.integers(1, 9))
-def test_work_for_spot_alone_never_raises_on_demand(look, chosen, more):
-    less, greater = decide(look, chosen), decide(busier(look, "patient", more), chosen)
-
-    assert greater.on_demand_desired <= less.on_demand_desired
-    assert greater.top_up_units <= less.top_up_units
-    assert decide(idler(look, "worker"), chosen).top_up_units == 0
-
-
-@law
-@given(looks(), policies())
-def test_deciding_twice_asks_for_the_same(look, chosen):
-    once = decide(look, chosen)
-    twice = decide(applied(look, once), chosen)
-
-    assert (twice.spot_target, twice.services, twice.short_since) == (once.spot_target, once.services, once.short_since)
-    assert twice.on_demand_desired <= once.on_demand_desired
-    assert not set(once.reactivate) & set(twice.drain)
-    assert not set(once.drain) & set(twice.reactivate)
-
-
-@law
-@given(looks(), policies())
-def test_it_comes_to_rest(look, chosen):
-    for _ in range(4):
-        look = applied(look, decide(look, chosen))
-    last = decide(look, chosen)
-
-    assert not acts(last)
-    assert applied(look, last) == look
-
-
-@law
-@given(looks(), policies(), st.data())
-def test_a_notice_never_lowers_capacity(look, chosen, data):
-    calm = replace(look, noticed=frozenset())
-    victims = data.draw(st.sets(st.sampled_from([i.id for i in look.instances if i.spot] or ["i-none"])))
-
-    before, after = decide(calm, chosen), decide(replace(calm, noticed=frozenset(victims)), chosen)
-
-    assert total_units(before, chosen) <= total_units(after, chosen)
-    assert before.services == after.services
-
-
-@law
-@given(looks(), policies(), st.randoms())
-def test_the_order_of_anything_does_not_matter(look, chosen, chance):
-    shuffled = list(look.instances)
-    chance.shuffle(shuffled)
-
-    one, other = decide(look, chosen), decide(replace(look, instances=tuple(shuffled)), chosen)
-
-    assert sorted(acts(one)) == sorted(acts(other))
-    assert replace(one, evacuate=()) == replace(other, evacuate=())
-
-
-@law
-@given(looks(work=st.just(0)), policies())
-def test_without_work_nothing_idles(look, chosen):
-    assert decide(look, chosen).spot_target == 0
-    later = replace(look, at=NOON + timedelta(minutes=1))
-    for _ in range(3):
-        later = applied(later, decide(later, chosen))
-
-    assert not [i for i in later.instances if i.id not in look.noticed and not (i.joined and i.joined.tasks)]
-    assert decide(later, chosen).on_demand_desired <= later.on_demand_present
-
-
-@law
-@given(looks(), policies())
-def test_every_unit_of_work_counts_wherever_it_waits(look, chosen):
-    moved = tuple(replace(s, visible=0, in_flight=s.visible, delayed=s.in_flight) for s in look.services)
-
-    assert decide(replace(look, services=moved), chosen) == decide(look, chosen)
-
-
-@law
-@given(looks(), policies())
-def test_no_more_is_bought_than_spot_is_short_of(look, chosen):
-    decision = decide(look, chosen)
-    shared = min(chosen.max_units, units_of_work(decision, chosen, "worker"))
-    shortage = max(0, shared - decision.healthy_units) + units_of_work(decision, chosen, "steady")
-
-    if decision.on_demand_desired > look.on_demand_requested:
-        assert (decision.on_demand_desired - 1) * chosen.on_demand_units < shortage
-
-
-@law
-@given(looks(), policies())
-def test_a_fleet_that_still_launches_buys_nothing(look, chosen):
-    launching = replace(idler(look, "steady"), noticed=frozenset(), short_since=NOON - timedelta(minutes=1))
-
-    assert decide(launching, chosen).on_demand_desired <= look.on_demand_requested
-
-
-@law
-@given(looks(), policies())
-def test_scale_in_touches_nobody_who_works(look, chosen):
-    decision = decide(look, chosen)
-    busy = {i.id for i in look.instances if i.joined and i.joined.tasks}
-    active = {i.id for i in look.instances if i.joined and not i.joined.draining}
-    ended = {*decision.terminate_spot, *decision.terminate_on_demand, *decision.replace_on_demand}
-
-    assert not busy & {*decision.drain, *ended}
-    assert not active & ended
-    assert not look.noticed & {*decision.drain, *decision.reactivate, *ended}
-
-
-@law
-@given(looks(), policies())
-def test_a_group_is_never_asked_to_pick_a_victim(look, chosen):
-    decision = decide(look, chosen)
-
-    assert decision.on_demand_desired >= min(look.on_demand_requested, look.on_demand_present)
-    assert decision.on_demand_desired - len(decision.terminate_on_demand) >= 0
+    assert decide(look, policy(loads=loads, urgency=Urgency.DEADLINE)).reason == words

@@ -14,14 +14,25 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from localcloud.image import REGISTRY
 from localcloud.laptop import PROJECT, Laptop, laptop
-from localcloud.uploads import PHOTOS
+from localcloud.proof import prove
+from localcloud.uploads import PHOTOS, Upload, uploads
 from tests.cloud import eventually
+from tests.permissions import UNUSED_OPTIONS, answers, deployed_grants, permissions, unused, wrong
 
 pytestmark = [pytest.mark.story, pytest.mark.timeout(240)]
 SPEED = 20
 EVERYTHING = (PROJECT / "tests" / "everything.toml").read_text("utf-8")
 DEFAULTS = (PROJECT / "spindrift.toml").read_text("utf-8")
+PLACES = ("in/", "urgent/", "big/")
+IMAGE = "slow-pictures:local"
+CHANGES = (
+    ("[worker]", '[worker]\nprocessor = "slow_pictures:process"'),
+    ("warm_units = 1", 'warm_units = 1\nurgency = "deadline"'),
+    ('prefix = "in/"', 'prefix = "in/"\nmax_wait_seconds = 600'),
+)
+"""What options there are beside those of everything.toml, and a processor that leaves notes in the shared files."""
 LISTINGS: dict[str, Callable[[Laptop], Any]] = {
     "instances": lambda cloud: [
         one["InstanceId"]
@@ -127,6 +138,35 @@ def until_done(cloud: Laptop, outputs: dict[str, str], *keys: str) -> dict[str, 
     return dict(eventually(done, within=90, what=f"jobs for {', '.join(keys)}"))
 
 
+def ended(cloud: Laptop, outputs: dict[str, str]) -> int:
+    """How many jobs are done, well or not."""
+    return sum(job["state"] in ("SUCCEEDED", "FAILED") for job in jobs(cloud, outputs).values())
+
+
+def uploaded(cloud: Laptop, outputs: dict[str, str]) -> set[str]:
+    """Keys of which some version is left."""
+    pages = client(cloud, "s3").get_paginator("list_object_versions").paginate(Bucket=outputs["UploadsBucket"])
+    return {one["Key"] for page in pages for kind in ("Versions", "DeleteMarkers") for one in page.get(kind, ())}
+
+
+def warm_pool(cloud: Laptop, outputs: dict[str, str]) -> list[str]:
+    """Instances that wait, stopped."""
+    told = client(cloud, "autoscaling").describe_warm_pool(AutoScalingGroupName=outputs["OnDemandGroupName"])
+    return [one["InstanceId"] for one in told["Instances"] if one["LifecycleState"] == "Warmed:Stopped"]
+
+
+def jobs_waiting(cloud: Laptop, outputs: dict[str, str]) -> int:
+    """Messages in the queues of jobs, in flight too."""
+    asked = [f"ApproximateNumberOfMessages{kind}" for kind in ("", "NotVisible")]
+    urls = [value for name, value in outputs.items() if name.endswith("JobsQueueUrl")]
+    told = [client(cloud, "sqs").get_queue_attributes(QueueUrl=url, AttributeNames=asked) for url in urls]
+    return sum(int(one["Attributes"][name]) for one in told for name in asked)
+
+
+def _template(built: Path) -> dict[str, Any]:
+    return dict(json.loads((built / "cluster.json").read_text()))
+
+
 def resources(cloud: Laptop, stack: str) -> dict[str, str]:
     """By title: the physical id."""
     pages = client(cloud, "cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
@@ -161,37 +201,70 @@ def cloud(tmp_path: Path) -> Iterator[Laptop]:
 
 def test_every_option_at_once_is_deployed_works_and_leaves_only_what_is_kept(cloud: Laptop, tmp_path: Path) -> None:
     before = what_there_is(cloud)
-    outputs = cloud.deploy(build(tmp_path / "first", EVERYTHING), "all")
-    upload(cloud, outputs, "in/1.jpg", "urgent/1.jpg", "big/1.jpg")
-    done = until_done(cloud, outputs, "in/1.jpg", "urgent/1.jpg", "big/1.jpg")
-    assert done["urgent/1.jpg"]["lifecycle"] == "on-demand"
-    assert done["big/1.jpg"]["lifecycle"] == "spot"
-    assert (cloud.state / "files" / resources(cloud, "all")["SharedFiles"] / "spindrift").is_dir()
+    cloud.remote.do("image/add", name=IMAGE, folder=str(PROJECT / "tests/story_image"), base="gpu-worker:local")
+    first = build(tmp_path / "first", changed(EVERYTHING, *CHANGES))
+    outputs = cloud.deploy(first, "all", WorkerImage=f"{REGISTRY}/{IMAGE}")
+    grants = deployed_grants(cloud, "all", _template(first))
+    done = put_to_work(cloud, outputs)
 
     # Another root volume is another version of the launch template, and so another fleet: in the midst of work.
-    keys = [f"big/{number}.jpg" for number in range(2, 10)]
+    keys = [f"big/{number}.jpg" for number in range(8)]
     upload(cloud, outputs, *keys)
     settings = changed(EVERYTHING, ("max_units = 8", "max_units = 8\nroot_volume_gib = 80"))
     settings = changed(settings, ("session_manager = true", ""), ("scaling = true", ""))
-    second = build(tmp_path / "second", settings)
-    again = cloud.deploy(second, "all")
+    second = build(tmp_path / "second", changed(settings, *CHANGES))
+    again = cloud.deploy(second, "all", WorkerImage=f"{REGISTRY}/{IMAGE}")
     assert {name for name, value in again.items() if outputs[name] != value} == {"SpotFleetId"}
     assert LISTINGS["fleets"](cloud) == [again["SpotFleetId"]]
     assert not {"SsmEndpoint", "SsmmessagesEndpoint", "ScalingNews"} & resources(cloud, "all").keys()
     until_done(cloud, again, *keys)
-    decisions = [json.loads(line) for line in (cloud.state / "iam.jsonl").read_text().splitlines()]
-    assert [line for line in decisions if not line["allowed"]] == []
+    for grant, arns in deployed_grants(cloud, "all", _template(second)).items():
+        grants.setdefault(grant, set()).update(arns)
+    asked = answers(cloud, "all")
+    usual = {(one.actor, action) for one in permissions({}) for action in one.actions}
+    added = {
+        grant: arns
+        for grant, arns in grants.items()
+        if (grant.actor, grant.action) not in usual and grant.actor != "SpotFleet"
+    }
+    found = wrong(grants, asked) + unused(added, asked, UNUSED_OPTIONS)
+    assert not found, "\n".join(found)
 
     # Without one of its endpoints an instance in a private subnet, a warm one here, starts and never joins.
     eventually(lambda: not _running(cloud), within=60, what="nothing runs")
     client(cloud, "ec2").delete_vpc_endpoints(VpcEndpointIds=[resources(cloud, "all")["EcsAgentEndpoint"]])
-    upload(cloud, outputs, "urgent/2.jpg")
+    upload(cloud, outputs, "urgent/too late.jpg")
     eventually(lambda: _unheard(cloud), within=60, what="an instance finds no way to ECS")
     assert cloud.remote.do("diary", what="instance started")
-    assert jobs(cloud, outputs).keys() == {*done, *keys}
+    assert jobs(cloud, outputs).keys() == done | {*keys}
 
     kept = delete(cloud, "all", second)
     assert left(cloud, before) == kept
+
+
+def put_to_work(cloud: Laptop, outputs: dict[str, str]) -> set[str]:
+    """Each queue does its jobs on its own market, from zero and back to it. The keys of what was uploaded."""
+    # S3's first word to each queue is a test event, which is worth a task.
+    eventually(lambda: jobs_waiting(cloud, outputs) == 0 and not _running(cloud), within=90, what="nothing runs")
+    [warm] = eventually(lambda: warm_pool(cloud, outputs), within=60, what="an instance waits stopped")
+    files = [Upload(f"{place}{one.key}", one.body, one.hostile) for place in PLACES for one in uploads(10, seed=2)]
+    for file in files:
+        client(cloud, "s3").put_object(Bucket=outputs["UploadsBucket"], Key=file.key, Body=file.body)
+    eventually(lambda: ended(cloud, outputs) == len(files), within=90, what="every job is done")
+    eventually(lambda: not _running(cloud), within=60, what="nothing runs")
+
+    proof = prove(files, outputs, cloud.client)
+    assert (proof.lost, proof.double) == ((), ())
+    good = {file.key for file in files if not file.hostile}
+    assert uploaded(cloud, outputs) == {file.key for file in files if file.hostile}, "what succeeded is deleted"
+    done = jobs(cloud, outputs)
+    markets = {place: {job["lifecycle"] for key, job in done.items() if key.startswith(place)} for place in PLACES}
+    assert (markets["urgent/"], markets["big/"]) == ({"on-demand"}, {"spot"})
+    assert warm in {job["instance_id"] for job in done.values()}, "what waited stopped is started first"
+    assert warm in {line["subject"] for line in cloud.remote.do("diary", what="instance started")}
+    shared = cloud.state / "files" / resources(cloud, "all")["SharedFiles"] / "spindrift"
+    assert {note.read_text("utf-8") for note in shared.iterdir()} == good
+    return {*done}
 
 
 def _running(cloud: Laptop) -> list[str]:

@@ -496,6 +496,8 @@ def test_the_lambda_cannot_retag_an_instance_into_the_stack():
     assert tagging
     for statement in tagging:
         assert STACK_TAG not in statement["Condition"]["ForAllValues:StringEquals"]["aws:TagKeys"]
+        # Otherwise DeleteTags without a tag, which removes them all, would be allowed: ForAllValues is true of none.
+        assert statement["Condition"]["Null"] == {"aws:TagKeys": "false"}
 
 
 @pytest.mark.parametrize("role", ["InstanceRole", "WorkerRole", "ExecutionRole", "IngestRole"])

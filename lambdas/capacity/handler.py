@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -15,9 +15,12 @@ import boto3
 
 from capacity.cloud import Aws, Cloud, CouldNotApply, CouldNotLook
 from capacity.metrics import Metric, Values, embedded, of_notices, of_pass
-from capacity.notices import Ignored, Notice, read
+from capacity.notices import MINUTE, Heard, Ignored, Notice, read
 from capacity.policy import decide
 from capacity.settings import Settings
+
+FULL = 10
+"""The most messages that SQS brings at once, without being told to wait for more (templates/functions.py)."""
 
 
 def handler(event: Mapping[str, Any], context: object) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
@@ -35,8 +38,9 @@ def _wired() -> tuple[Cloud, Settings]:
 def run(cloud: Cloud, settings: Settings, event: Mapping[str, Any], clock: Callable[[], datetime]) -> dict[str, Any]:
     """Drain what is under notice before anything can fail, then look and decide.
 
-    A look or an act that fails is raised: SQS brings the whole batch again, and every step bears being repeated. Only
-    instances that would not drain send just their own messages back.
+    After a full batch there is more to come, be it only ECS's news of what was just drained, so the look is left to
+    that, or to the minute. A look or an act that fails is raised: SQS brings the whole batch again, and every step
+    bears being repeated. Only instances that would not drain send just their own messages back.
     """
     heard = {record["messageId"]: read(record["body"]) for record in event["Records"]}
     everything = [item for items in heard.values() for item in items]
@@ -50,10 +54,10 @@ def run(cloud: Cloud, settings: Settings, event: Mapping[str, Any], clock: Calla
     if leaving:
         _log("drained", why="under notice", instances=drained.done, not_ours=drained.not_ours, failed=drained.failed)
 
-    if not all(isinstance(item, Ignored) for item in everything):
-        _pass(
-            cloud, settings, frozenset(notice.instance for notice in leaving), notices, clock().replace(microsecond=0)
-        )
+    if any(not isinstance(item, Ignored) for item in everything) and (len(heard) < FULL or MINUTE in everything):
+        _pass(cloud, settings, everything, notices, clock().replace(microsecond=0))
+    elif notices:
+        _log("measured", why="a look follows", **embedded(settings.stack, notices, clock()))
     return {
         "batchItemFailures": [
             {"itemIdentifier": message}
@@ -63,11 +67,13 @@ def run(cloud: Cloud, settings: Settings, event: Mapping[str, Any], clock: Calla
     }
 
 
-def _pass(cloud: Cloud, settings: Settings, noticed: frozenset[str], notices: Values, now: datetime) -> None:
+def _pass(cloud: Cloud, settings: Settings, heard: Collection[Heard], notices: Values, now: datetime) -> None:
+    noticed = {item.instance for item in heard if isinstance(item, Notice) and item.leaving}
+    warned = frozenset(item.instance for item in heard if isinstance(item, Notice) and not item.leaving)
     try:
         seen = cloud.look(now)
-        # A notice just heard may not show in what EC2 says yet.
-        seen = replace(seen, noticed=seen.noticed | noticed)
+        # A notice just heard may not show in what EC2 says yet, and a recommendation never does.
+        seen = replace(seen, noticed=seen.noticed | noticed, warned=warned)
         decision = decide(seen, settings.policy)
         put_off = cloud.apply(seen, decision)
     except (CouldNotLook, CouldNotApply) as error:

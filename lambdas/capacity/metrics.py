@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from capacity.notices import Kind, Notice
-from capacity.policy import Decision, Seen
+from capacity.nouns import Decision, Seen
 
 NAMESPACE = "Spindrift"
 DIMENSION = "Stack"

@@ -59,6 +59,7 @@ class Ignored:
 
 
 Heard = Notice | Wake | Ignored
+MINUTE = Wake("the minute")
 
 
 def read(body: str) -> list[Heard]:
@@ -177,7 +178,7 @@ def from_container_instance(event: Mapping[str, Any]) -> Wake:
 
 def from_schedule(_: Mapping[str, Any]) -> Wake:
     """{"detail-type": "Scheduled Event", …}."""
-    return Wake("the minute")
+    return MINUTE
 
 
 def unknown_event(event: Mapping[str, Any]) -> Ignored:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from capacity.policy import Load, Placement, Policy, Urgency
+from capacity.nouns import Load, Placement, Policy, Urgency
 
 T = TypeVar("T")
 
@@ -30,6 +30,7 @@ class Settings:
     queues: Mapping[str, str]
     fleet: str
     group: str
+    pools_table: str
     units_by_type: Mapping[str, int]
     policy: Policy
 
@@ -65,6 +66,7 @@ class Settings:
             queues=queues,
             fleet=take("SPOT_FLEET_ID", _text, "a name", ""),
             group=take("ON_DEMAND_GROUP", _text, "a name", ""),
+            pools_table=take("POOLS_TABLE", _text, "a name", ""),
             units_by_type=take("UNITS_BY_TYPE", _units, "units by instance type", {}),
             policy=Policy(
                 loads=loads,
@@ -99,6 +101,10 @@ def _positive(value: str | int) -> int:
     return number
 
 
+def _wait(value: int | None) -> timedelta | None:
+    return None if value is None else timedelta(seconds=_positive(value))
+
+
 def _units(value: str) -> dict[str, int]:
     return {instance_type: _positive(units) for instance_type, units in json.loads(value).items()}
 
@@ -115,6 +121,7 @@ def _services(value: str) -> tuple[dict[str, str], dict[str, Load]]:
                 max_tasks=_number(service["max_tasks"]),
                 units_per_task=_positive(service["units_per_task"]),
                 placement=Placement(service["placement"]),
+                max_wait=_wait(service["max_wait_seconds"]),
             )
             for service in services
         },

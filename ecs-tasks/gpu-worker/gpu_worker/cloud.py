@@ -1,4 +1,4 @@
-"""Everything the worker asks of AWS: the queue, the job records, the objects.
+"""Everything the worker asks of AWS: the queue, the job records, the objects, and whether its host is to go.
 
 Errors are translated here into four words: `LostLease`, `Rejected` (the upload itself), `Trouble` (it may pass) and
 `Refused` (it will not).
@@ -29,6 +29,7 @@ from gpu_worker.upload import record_of
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_ecs import ECSClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sqs import SQSClient
 
@@ -36,6 +37,8 @@ POLL = timedelta(seconds=2)
 """How long a receive waits. SQS would allow 20 s; a doomed worker must not sit in one, and idle ones are few."""
 
 PATIENT = Config(connect_timeout=3, read_timeout=15, retries={"mode": "standard", "total_max_attempts": 4})
+BRIEF = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 1})
+"""For what can be asked again later, and may not hold up the work."""
 CHUNK = 1 << 20
 MAY_PASS = frozenset({409, 429, *range(500, 600)})
 THROTTLED = ("Throttl", "ProvisionedThroughput", "RequestLimit", "SlowDown", "RequestTimeout", "ExpiredToken")
@@ -91,6 +94,18 @@ class Cloud:
     @cached_property
     def _s3(self) -> S3Client:
         return self._session.client("s3", config=PATIENT)
+
+    @cached_property
+    def _ecs(self) -> ECSClient:
+        return self._session.client("ecs", config=BRIEF)
+
+    def draining(self, container_instance: str) -> bool:
+        """Whether ECS drains this host: arn:aws:ecs:REGION:ACCOUNT:container-instance/CLUSTER/ID."""
+        with _asking("look at the host"):
+            found = self._ecs.describe_container_instances(
+                cluster=container_instance.split("/")[-2], containerInstances=[container_instance]
+            )["containerInstances"]
+        return any(host["status"] == "DRAINING" for host in found)
 
     def receive(self) -> Message | None:
         """The next message, hidden from others for as long as a lease; None when none came."""

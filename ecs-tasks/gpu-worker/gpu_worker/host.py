@@ -36,6 +36,7 @@ class Host:
         self._notice: Doom | None = None
         self._stop: Doom | None = None
         self._facts: dict[str, str] = {}
+        self._container_instance: str | None = None
 
     def stop(self, now: datetime) -> None:
         """SIGTERM came: SIGKILL follows after the container's stop timeout. Safe in a signal handler."""
@@ -55,16 +56,20 @@ class Host:
     def facts(self) -> Mapping[str, str]:
         """The instance's part of a job record; empty until the agent has written it."""
         if not self._facts:
-            try:
-                told = json.loads((self._directory / "instance.json").read_text())
-                names = {"instanceId": "instance_id", "instanceType": "instance_type", "availabilityZone": "zone"}
-                names["lifecycle"] = "lifecycle"
-                self._facts = {ours: told[theirs] for theirs, ours in names.items() if told.get(theirs)}
-            except FileNotFoundError:
-                pass
-            except (OSError, ValueError, AttributeError) as error:
-                log("instance.json cannot be read", error=repr(error))
+            self._read_instance()
         return self._facts
+
+    def may_be_drained(self) -> str | None:
+        """The ARN of the container instance, where somebody may drain it while its worker is busy.
+
+        That is On-Demand, which leaves when Spot is back, and Spot that EC2 recommends to replace: few enough to ask
+        ECS about them.
+        """
+        if self._container_instance is None:
+            self._read_instance()  # the agent learns it only when the ECS agent has
+        if self._facts.get("lifecycle") == "on-demand" or (self._directory / "rebalance.json").exists():
+            return self._container_instance
+        return None
 
     def pulse(self) -> None:
         """Show the container's health check that the loop turns."""
@@ -75,6 +80,18 @@ class Host:
         """Let a moment pass."""
         self.pulse()
         time.sleep(seconds)
+
+    def _read_instance(self) -> None:
+        try:
+            told = json.loads((self._directory / "instance.json").read_text())
+            names = {"instanceId": "instance_id", "instanceType": "instance_type", "availabilityZone": "zone"}
+            names["lifecycle"] = "lifecycle"
+            self._facts = {ours: told[theirs] for theirs, ours in names.items() if told.get(theirs)}
+            self._container_instance = told.get("containerInstanceArn")
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, AttributeError) as error:
+            log("instance.json cannot be read", error=repr(error))
 
     def _read_notice(self, now: datetime) -> Doom | None:
         """{"schema": "spindrift.notice/1", "deadline": "2024-05-01T12:02:00Z" or null, ...}

@@ -33,6 +33,9 @@ TICK = 0.25
 
 AGAIN = timedelta(seconds=1)
 
+ASK_EVERY = timedelta(seconds=30)
+"""Between two questions whether the host is being drained: ECS answers some twenty a second for the whole account."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -63,19 +66,44 @@ class Worker:
         self._owner = owner
         self._now = now
         self._pace = Pace()
+        self._drained = False
+        self._asked: datetime | None = None
 
     def run(self) -> None:
         """Work until SIGTERM or a notice; then leave nothing in hand."""
         while not self._host.doom(self._now()):
             self._host.pulse()
             try:
-                self._take_next()
+                if self._rests():
+                    self._protection.drop()  # so that ECS stops this task, as it does the others of a draining host
+                    self._host.pause(AGAIN.total_seconds())
+                else:
+                    self._take_next()
             except CloudError as error:
                 log("trouble", error=str(error))
                 self._host.pause(AGAIN.total_seconds())
         log("leaving")
         self._processor.kill()
         self._protection.drop()
+
+    def _rests(self) -> bool:
+        """Whether the host is being drained though nobody takes it: then the job just done was the last here.
+
+        ECS leaves a protected task alone, and this one is protected as long as it finds work. Not knowing is no reason
+        to stop.
+        """
+        host, now = self._host.may_be_drained(), self._now()
+        if host and (self._asked is None or now - self._asked >= ASK_EVERY):
+            self._asked = now
+            try:
+                drained = self._cloud.draining(host)
+            except CloudError as error:
+                log("trouble", error=str(error))
+            else:
+                if drained != self._drained:
+                    log("resting" if drained else "needed again", host=host)
+                self._drained = drained
+        return self._drained
 
     def _take_next(self) -> None:
         message = self._cloud.receive()

@@ -1,0 +1,126 @@
+"""Who comes back, who drains, who ends: among the instances of one kind, Spot or On-Demand. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from capacity.nouns import Instance, Policy
+
+
+class Standing(Enum):
+    """What an instance that is not under notice is good for."""
+
+    USABLE = auto()
+    """Joined, or booting and still expected."""
+    LATE = auto()
+    """Booting for too long to be counted on."""
+    RESTING = auto()
+    """We drained it, and may take it back."""
+    LEAVING = auto()
+    """Somebody else drained it."""
+    BROKEN = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is wanted of one kind. `units` are to be there, booting or not.
+
+    Who may be relieved leaves even if busy, as long as `floor` of those that have joined stay. What has lasted for
+    `calm` has settled.
+    """
+
+    units: int
+    floor: int
+    calm: timedelta
+    size: Callable[[Instance], int]
+    may_be_relieved: Callable[[Instance], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """What becomes of the instances of one kind. `have` is what can be counted on, `settled` what has lasted."""
+
+    have: int
+    settled: int
+    back: tuple[str, ...]
+    drain: tuple[str, ...]
+    relieve: tuple[str, ...]
+    end: tuple[str, ...]
+
+
+def standing(instance: Instance, at: datetime, policy: Policy) -> Standing:
+    """What an instance is good for at this moment.
+
+    GPUs may not be seen at first boot: an instance that joined without one takes no task, ever.
+    """
+    joined = instance.joined
+    if joined is None:
+        age = at - instance.launched
+        if age < policy.patience:
+            return Standing.USABLE
+        return Standing.LATE if age < policy.broken else Standing.BROKEN
+    if joined.units == 0:
+        return Standing.BROKEN
+    if not joined.draining:
+        return Standing.USABLE
+    return Standing.RESTING if instance.surplus else Standing.LEAVING
+
+
+def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: Policy) -> Moves:
+    """Bring back what rests and is wanted, drain what is not, end what has drained or never worked.
+
+    First leaves who may be relieved, then what has not joined, what idles, what is busy; of these the newest.
+    """
+    size = wanted.size
+    ranked = sorted(instances, key=lambda i: (i.launched, i.id), reverse=True)
+    stands = {i.id: standing(i, at, policy) for i in ranked}
+    usable = [i for i in ranked if stands[i.id] is Standing.USABLE]
+    lasting = [i for i in ranked if i.joined and stands[i.id] in (Standing.USABLE, Standing.RESTING)]
+    have = sum(size(i) for i in usable)
+
+    back: list[str] = []
+    # The largest first: then none that came back fits into what is spare, to be drained again by the next pass.
+    for instance in sorted(ranked, key=size, reverse=True):
+        if stands[instance.id] is Standing.RESTING and have < wanted.floor:
+            back.append(instance.id)
+            have += size(instance)
+
+    drain: list[str] = []
+    relieve: list[str] = []
+    end: list[str] = []
+    spare = have - wanted.units
+    over = sum(size(i) for i in usable if i.joined) - wanted.floor
+    ranked.sort(key=lambda i: (not wanted.may_be_relieved(i), i.joined is not None, bool(i.joined and i.joined.tasks)))
+    for instance in ranked:
+        joined, stand = instance.joined, stands[instance.id]
+        units = size(instance) if stand is Standing.USABLE else 0
+        if instance.id in back:
+            continue
+        if joined is None:
+            # What is late counts for nothing, so it is spare as soon as nothing is missing.
+            leaves = end if stand is Standing.BROKEN or wanted.units == 0 or units <= spare else None
+        elif joined.draining:
+            leaves = None if joined.tasks else end
+        elif stand is Standing.BROKEN:
+            leaves = None if joined.tasks else drain
+        elif joined.tasks:
+            leaves = relieve if wanted.may_be_relieved(instance) and units <= over else None
+        else:
+            rested = wanted.units == 0 or at - joined.since >= policy.settle
+            needless = units <= spare or (wanted.may_be_relieved(instance) and units <= over)
+            leaves = drain if rested and needless else None
+        if leaves is not None:
+            leaves.append(instance.id)
+            spare -= units
+            over -= units if joined else 0
+    return Moves(
+        have=have,
+        settled=sum(size(i) for i in lasting if at - i.launched >= wanted.calm),
+        back=tuple(back),
+        drain=tuple(drain),
+        relieve=tuple(relieve),
+        end=tuple(end),
+    )

@@ -1,0 +1,48 @@
+"""What passes leave for each other, as tags of the fleet. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from capacity.nouns import Notes, Wave
+
+SHORT_SINCE = "spindrift:short-since"
+AMPLE_SINCE = "spindrift:ample-since"
+WAVES = "spindrift:waves"
+
+
+def written(notes: Notes) -> dict[str, str]:
+    """The tags: what there is nothing of has none."""
+    tags = {
+        SHORT_SINCE: notes.short_since.isoformat() if notes.short_since else "",
+        AMPLE_SINCE: notes.ample_since.isoformat() if notes.ample_since else "",
+        WAVES: " ".join(f"{int(wave.at.timestamp())}={wave.share:g}" for wave in notes.waves),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def read(tags: Mapping[str, str]) -> Notes:
+    """The notes. A value that makes no sense is none: people can write tags, too, and the next pass mends it."""
+    return Notes(
+        short_since=moment(tags.get(SHORT_SINCE, "")),
+        ample_since=moment(tags.get(AMPLE_SINCE, "")),
+        waves=_waves(tags.get(WAVES, "")),
+    )
+
+
+def moment(text: str) -> datetime | None:
+    """A moment with its time zone, None for anything else."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def _waves(text: str) -> tuple[Wave, ...]:
+    try:
+        pairs = [pair.split("=") for pair in text.split()]
+        return tuple(Wave(datetime.fromtimestamp(int(at), UTC), float(share)) for at, share in pairs)
+    except (ValueError, OverflowError, OSError):
+        return ()
