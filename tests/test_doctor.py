@@ -146,7 +146,9 @@ def test_whoever_calls_is_known_to_iam_by_kind_and_name(arn, principal):
 def test_every_service_of_the_template_has_an_action_that_is_asked_for(profile):
     settings = Settings.load(ROOT / "tests/everything.toml").model_copy(update={"profile": profile})
     nothing = Asset("nothing", "0")
-    template = build_cluster(settings, Assets(ingest=nothing, capacity=nothing, market=nothing, agent=nothing)).to_dict()
+    template = build_cluster(
+        settings, Assets(ingest=nothing, capacity=nothing, market=nothing, agent=nothing)
+    ).to_dict()
     services = {resource["Type"].split("::")[1].lower() for resource in template["Resources"].values()}
     prefixes = {"efs": "elasticfilesystem", "applicationautoscaling": "application-autoscaling"}
 

@@ -136,9 +136,7 @@ def test_attributes_choose_one_whole_gpu_on_x86_that_the_image_can_drive():
 
 
 def test_attributes_choose_no_more_than_was_asked_for():
-    found = chosen_by(
-        required_by(gpu_names=["t4", "l4"], max_vcpus=8, max_memory_mib=32_768, exclude=["g4dn.x*"])
-    )
+    found = chosen_by(required_by(gpu_names=["t4", "l4"], max_vcpus=8, max_memory_mib=32_768, exclude=["g4dn.x*"]))
 
     assert found == {"g4dn.2xlarge", "g6.xlarge", "g6.2xlarge"}
 
