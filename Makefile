@@ -39,6 +39,7 @@ bench/cdk/node_modules/.done: bench/cdk/package-lock.json
 	@cd bench/cdk && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
+# --no-deps: the locks are complete, and pip would look anew for a package that another wants with an extra.
 setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the environments, from pinned requirements
 
 .venv/.done: requirements/main.txt
@@ -48,19 +49,19 @@ setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the 
 		{ echo "$(PYTHON) has no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 2; }
 	@echo "setting up .venv (about a minute, once)"
 	@rm -rf .venv && $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/main.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/main.txt
 	@touch $@
 
 .venv-aws/.done: requirements/aws.txt .venv/.done
 	@echo "setting up .venv-aws (the stock aws command line)"
 	@rm -rf .venv-aws && $(PYTHON) -m venv .venv-aws
-	@.venv-aws/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/aws.txt
+	@.venv-aws/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/aws.txt
 	@touch $@
 
 .venv-judges/.done: requirements/judges.txt .venv/.done
 	@echo "setting up .venv-judges (checkov, parliament)"
 	@rm -rf .venv-judges && $(PYTHON) -m venv .venv-judges
-	@.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/judges.txt
+	@.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/judges.txt
 	@touch $@
 
 # The agent's packages for Amazon Linux 2023's Python 3.9, pure Python only: they travel inside agent.pyz.

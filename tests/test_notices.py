@@ -92,6 +92,15 @@ def test_anything_else_is_ignored_with_its_reason(body, reason):
     assert reason in heard.reason
 
 
+@pytest.mark.parametrize("name", ["x-0123", "i-", "i-'0123", "i-0 or 1", 5, None])
+def test_what_is_no_instance_id_never_comes_near_a_query(name):
+    message = {"schema": "spindrift.notice/1", "kind": "interruption", "instanceId": name}
+
+    [heard] = read(json.dumps(message))
+
+    assert isinstance(heard, Ignored) and "no instance id" in heard.reason
+
+
 @pytest.mark.parametrize("time", ["soon", "", None, 5, "2024-05-01T12:00:00", {}])
 def test_a_notice_with_a_bad_time_is_a_notice(time):
     agent = {"schema": "spindrift.notice/1", "kind": "interruption", "instanceId": INSTANCE}
@@ -135,7 +144,10 @@ def test_a_message_nested_without_end_is_ignored():
     assert isinstance(read('{"Records": [' * 100_000)[0], Ignored)
 
 
-@pytest.mark.parametrize("module", ["capacity.policy", "capacity.notices", "capacity.metrics", "ingest.routing"])
+@pytest.mark.parametrize(
+    "module",
+    ["capacity.policy", "capacity.notices", "capacity.notes", "capacity.pools", "capacity.metrics", "ingest.routing"],
+)
 def test_importing_the_pure_part_loads_no_aws_library(module):
     code = f"import {module}, sys; sys.exit(any(m.startswith('boto') for m in sys.modules))"
     lambdas = Path(__file__).parent.parent / "lambdas"

@@ -176,6 +176,11 @@ TOO_LONG = timedelta(minutes=6)
             {"relieve": ("i-2",)},
         ),
         (
+            "On-Demand joins soon, but Spot has not joined yet",
+            seen(1, [instance("i-1", joined=False, launched=JUST_NOW), od("i-2", tasks=1, took=timedelta(minutes=1))]),
+            {"relieve": (), "on_demand_desired": 1},
+        ),
+        (
             "On-Demand boots and Spot was launched as soon: it is not worth the boot",
             seen(
                 1,
@@ -705,6 +710,15 @@ def test_on_demand_alone_and_a_top_up_share_an_instance():
     decision = decide(look, placed(on_demand_units=4))
 
     assert (decision.on_demand_desired, decision.on_demand_target, decision.top_up_units) == (1, 4, 0)
+
+    look = seen(services=waiting(worker=5, steady=1), requested=5, short_since=NOON - TOO_LONG)
+    assert decide(look, placed(on_demand_units=4)).top_up_units == 4
+
+    new = [instance(f"i-{n}", launched=JUST_NOW) for n in range(4)]
+    look = seen(services=waiting(worker=4, steady=1), instances=[*new, od("i-4"), od("i-5")])
+    assert decide(look, placed(on_demand_units=4)).reason == (
+        "5 units needed, 1 of them On-Demand alone, Spot is whole but not calm yet: On-Demand stays"
+    )
 
 
 def test_a_top_up_is_whole_instances_within_its_limit():
