@@ -187,7 +187,10 @@ def add_function(
 def _listen(
     template: Template, settings: Settings, function: awslambda.Function, queue: sqs.Queue, at_once: int
 ) -> AWSObject:
-    """Ten messages at a time, without waiting for ten; a message that fails comes back alone."""
+    """Ten messages at a time, without waiting for ten; a message that fails comes back alone.
+
+    With a batching window Lambda may wait for up to 20 s (docs/decisions/0022-what-the-capacity-policy-rests-on.md).
+    """
     return template.add_resource(
         awslambda.EventSourceMapping(
             f"{function.title.removesuffix('Function')}Source",

@@ -351,6 +351,8 @@ Resources go by their titles in the template: `JobsTable` is the table of this s
 """
 OPTIONAL = """
 ## What settings add
+
+Held against the record of a stack with all of these at once (tests/test_stacks.py), but for the profile.
 """
 WILD = """
 ## Why a resource has a wildcard

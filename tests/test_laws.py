@@ -342,8 +342,8 @@ def test_jobs_that_are_in_time_on_spot_alone_buy_nothing(look, chosen):
 @given(looks(), policies(urgencies=[Urgency.DEADLINE]))
 def test_jobs_that_are_late_already_get_all_the_help_there_is_work_for(look, chosen):
     came = (Arrival(timedelta(hours=9), of(look, "worker").visible),)
-    late = fresh(changed(idler(look, "steady", "patient"), "worker", arrivals=came, job_seconds=600.0))
-    loads = {name: replace(load, max_wait=timedelta(minutes=10)) for name, load in chosen.loads.items()}
+    late = fresh(changed(idler(look, "steady", "patient"), "worker", arrivals=came, job_seconds=1200.0))
+    loads = {name: replace(load, max_wait=timedelta(hours=2)) for name, load in chosen.loads.items()}
     decision = decide(late, replace(chosen, loads=loads))
 
     short = decision.needed_units - decision.healthy_units

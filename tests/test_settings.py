@@ -230,6 +230,18 @@ def test_every_option_has_a_line_in_the_file_of_all_options():
             "queues[0].max_tasks: at most compute.max_units (8: one GPU each), got 9",
         ),
         (
+            "a deadline that nobody says",
+            {"on_demand": {"urgency": "deadline"}},
+            "queues[0].max_wait_seconds: more than on_demand.patience_seconds (180) when on_demand.urgency is deadline, "
+            "got none",
+        ),
+        (
+            "a deadline that help would miss",
+            {"on_demand": {"urgency": "deadline"}, "queues": [{"max_wait_seconds": 180}]},
+            "queues[0].max_wait_seconds: more than on_demand.patience_seconds (180) when on_demand.urgency is deadline, "
+            "got 180",
+        ),
+        (
             "more tasks than dear GPUs",
             {"queues": [{"placement": "on-demand", "max_tasks": 5}]},
             "queues[0].max_tasks: at most on_demand.max_units (4: one GPU each), got 5",
@@ -267,6 +279,12 @@ def test_all_mistakes_of_a_list_are_told_and_only_those():
     assert [line.partition(":")[0] for line in told] == [
         "queues[0].name", "queues[1].prefix", "queues[1].max_failures",
     ]  # fmt: skip
+
+
+def test_a_deadline_is_wanted_only_where_on_demand_helps_out():
+    queues = [{"max_wait_seconds": 181}, {"name": "spare", "prefix": "spare/", "placement": "spot"}]
+
+    assert Settings.read({"on_demand": {"urgency": "deadline"}, "queues": queues}).queues[0].max_wait_seconds == 181
 
 
 def test_all_mistakes_are_told_at_once_those_between_sections_too():

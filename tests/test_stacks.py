@@ -31,8 +31,11 @@ CHANGES = (
     ("[worker]", '[worker]\nprocessor = "slow_pictures:process"'),
     ("warm_units = 1", 'warm_units = 1\nurgency = "deadline"'),
     ('prefix = "in/"', 'prefix = "in/"\nmax_wait_seconds = 600'),
+    ('prefix = "big/"', 'prefix = "big/"\nlease_seconds = 10'),
 )
-"""What options there are beside those of everything.toml, and a processor that leaves notes in the shared files."""
+"""What options there are beside those of everything.toml, a processor that leaves notes in the shared files, and a
+shorter wait for jobs whose worker is gone.
+"""
 LISTINGS: dict[str, Callable[[Laptop], Any]] = {
     "instances": lambda cloud: [
         one["InstanceId"]

@@ -381,7 +381,8 @@ class Aws:
 
     def _note_taken(self, seen: Seen, decision: Decision) -> list[str]:
         """Remember in the table of pools what EC2 took. It serves the market alone: what fails is put off."""
-        taken = pools.by_pool(i for i in seen.instances if i.id in decision.taken)
+        ids = frozenset(decision.taken)
+        taken = pools.by_pool(i for i in seen.instances if i.id in ids)
         try:
             rows = {str(item["pool"]): item for item in self._rows([*taken])}
             for pool, instances in taken.items():

@@ -81,11 +81,11 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
     lasting = [i for i in ranked if i.joined and stands[i.id] in (Standing.USABLE, Standing.RESTING)]
     have = sum(size(i) for i in usable)
 
-    back: list[str] = []
+    back: dict[str, None] = {}
     # The largest first: then none that came back fits into what is spare, to be drained again by the next pass.
     for instance in sorted(ranked, key=size, reverse=True):
         if stands[instance.id] is Standing.RESTING and have < wanted.floor:
-            back.append(instance.id)
+            back[instance.id] = None
             have += size(instance)
 
     drain: list[str] = []

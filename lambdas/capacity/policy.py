@@ -95,10 +95,11 @@ def _target(seen: Seen, spot: Moves, wanted: int, lasting: int) -> int:
     """
     if spot.have >= wanted:
         return lasting
+    settled = {*spot.back, *spot.end}
     leaving = sum(
         i.units
         for i in seen.instances
-        if i.spot and (i.id in seen.noticed or (i.joined and i.joined.draining)) and i.id not in (*spot.back, *spot.end)
+        if i.spot and (i.id in seen.noticed or (i.joined and i.joined.draining)) and i.id not in settled
     )
     return wanted + max(0, min(leaving, int(seen.fulfilled) - spot.have))
 
