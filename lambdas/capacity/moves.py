@@ -41,9 +41,12 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Moves:
-    """What becomes of the instances of one kind. `have` is what can be counted on, `settled` what has lasted."""
+    """What becomes of the instances of one kind. `have` is what can be counted on, `joined` what of it works and stays,
+    and `settled` how much of that stands for what has lasted.
+    """
 
     have: int
+    joined: int
     settled: int
     back: tuple[str, ...]
     drain: tuple[str, ...]
@@ -116,9 +119,12 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
             leaves.append(instance.id)
             spare -= units
             over -= units if joined else 0
+    gone = {*drain, *relieve}
+    working = sum(size(i) for i in lasting if i.id not in gone and (i.id in back or stands[i.id] is Standing.USABLE))
     return Moves(
         have=have,
-        settled=sum(size(i) for i in lasting if at - i.launched >= wanted.calm),
+        joined=working,
+        settled=min(working, sum(size(i) for i in lasting if at - i.launched >= wanted.calm)),
         back=tuple(back),
         drain=tuple(drain),
         relieve=tuple(relieve),

@@ -46,7 +46,7 @@ def decide(seen: Seen, policy: Policy) -> Decision:
         waves=with_loss(
             seen.notes.waves,
             taken=sum(i.units for i in taken),
-            left=sum(i.units for i in staying if i.spot and i.joined),
+            left=spot.joined,
             at=seen.at,
         ),
     )
