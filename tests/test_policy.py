@@ -228,17 +228,22 @@ TOO_LONG = timedelta(minutes=6)
             {"drain": ("i-2",)},
         ),
         (
-            "what rests has lasted, too: On-Demand leaves",
+            "what rests and leaves does not stand for what is new: On-Demand stays",
             seen(
                 1,
                 [instance("i-1", launched=JUST_NOW, tasks=1), instance("i-2", draining=True, surplus=True), od("i-3")],
             ),
-            {"drain": ("i-3",), "terminate_spot": ("i-2",)},
+            {"drain": (), "terminate_spot": ("i-2",)},
         ),
         (
             "needed again: the one that is enough comes back",
             seen(2, [instance(f"i-{units}", units=units, draining=True, surplus=True) for units in (1, 2)]),
             {"reactivate": ("i-2",), "terminate_spot": ("i-1",)},
+        ),
+        (
+            "the rest only boots: who has joined stays until it has joined, too",
+            seen(2, [instance("i-1"), instance("i-2", units=2, joined=False, launched=JUST_NOW)]),
+            {"drain": (), "terminate_spot": ()},
         ),
         (
             "surplus Spot that still boots ends first",

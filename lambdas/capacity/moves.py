@@ -28,8 +28,8 @@ class Standing(Enum):
 class Wanted:
     """What is wanted of one kind. `units` are to be there, booting or not.
 
-    Who may be relieved leaves even if busy, as long as `floor` of those that have joined stay. What has lasted for
-    `calm` has settled.
+    Of those that have joined `floor` stay in any case; who may be relieved leaves for them even if busy. What has
+    lasted for `calm` has settled.
     """
 
     units: int
@@ -41,8 +41,9 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Moves:
-    """What becomes of the instances of one kind. `have` is what can be counted on, `joined` what of it works and stays,
-    and `settled` how much of that stands for what has lasted.
+    """What becomes of the instances of one kind.
+
+    `have` is what can be counted on, `joined` what of it can work and stays, `settled` what of that has lasted.
     """
 
     have: int
@@ -81,7 +82,6 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
     ranked = sorted(instances, key=lambda i: (i.launched, i.id), reverse=True)
     stands = {i.id: standing(i, at, policy) for i in ranked}
     usable = [i for i in ranked if stands[i.id] is Standing.USABLE]
-    lasting = [i for i in ranked if i.joined and stands[i.id] in (Standing.USABLE, Standing.RESTING)]
     have = sum(size(i) for i in usable)
 
     back: dict[str, None] = {}
@@ -113,18 +113,18 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
             leaves = relieve if wanted.may_be_relieved(instance) and units <= over else None
         else:
             rested = wanted.units == 0 or at - joined.since >= policy.settle
-            needless = units <= spare or (wanted.may_be_relieved(instance) and units <= over)
+            needless = units <= over and (units <= spare or wanted.may_be_relieved(instance))
             leaves = drain if rested and needless else None
         if leaves is not None:
             leaves.append(instance.id)
             spare -= units
             over -= units if joined else 0
     gone = {*drain, *relieve}
-    working = sum(size(i) for i in lasting if i.id not in gone and (i.id in back or stands[i.id] is Standing.USABLE))
+    working = [i for i in ranked if i.joined and (i.id in back or stands[i.id] is Standing.USABLE) and i.id not in gone]
     return Moves(
         have=have,
-        joined=working,
-        settled=min(working, sum(size(i) for i in lasting if at - i.launched >= wanted.calm)),
+        joined=sum(size(i) for i in working),
+        settled=sum(size(i) for i in working if at - i.launched >= wanted.calm),
         back=tuple(back),
         drain=tuple(drain),
         relieve=tuple(relieve),
