@@ -24,7 +24,8 @@ sys.path.append(str(ROOT / "lambdas"))
 
 import boto3  # noqa: E402
 
-from capacity.cloud import STACK_TAG, TAKEN, Aws  # noqa: E402
+from capacity.account import STACK_TAG, TAKEN  # noqa: E402
+from capacity.cloud import Aws  # noqa: E402
 from capacity.handler import FULL, run  # noqa: E402
 from capacity.settings import Settings  # noqa: E402
 
@@ -110,7 +111,11 @@ class Cell:
         return {"Return": True}
 
     def _DescribeAutoScalingGroups(self, **_: Any) -> dict[str, Any]:
-        return {"AutoScalingGroups": [{"DesiredCapacity": self.desired, "Instances": []}]}
+        return {
+            "AutoScalingGroups": [
+                {"AutoScalingGroupName": "on-demand", "DesiredCapacity": self.desired, "Instances": []}
+            ]
+        }
 
     def _SetDesiredCapacity(self, DesiredCapacity: int, **_: Any) -> dict[str, Any]:
         self.desired = DesiredCapacity

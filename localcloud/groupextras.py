@@ -1,4 +1,4 @@
-"""Auto Scaling's calls about what a group may have beside itself: a warm pool, a lifecycle hook, news, metrics."""
+"""Auto Scaling's calls about what a group has beside itself: a warm pool, a lifecycle hook, tags, news, metrics."""
 
 from __future__ import annotations
 
@@ -135,6 +135,25 @@ class GroupExtras:
                 message = f"No active Lifecycle Action found with instance ID {call.params.get('InstanceId')}"
                 raise Fault("ValidationError", message)
             stage.result = call.params["LifecycleActionResult"]
+        return {}
+
+    # Tags
+
+    @plays("Tags")
+    def create_or_update_tags(self, call: Call) -> Mapping[str, Any]:
+        """Tag groups; instances that are there already do not get it."""
+        with self.world.lock:
+            for tag in call.params["Tags"]:
+                told = (tag.get("Value", ""), bool(tag.get("PropagateAtLaunch", False)))
+                self.group(tag["ResourceId"]).tags[tag["Key"]] = told
+        return {}
+
+    @plays("Tags")
+    def delete_tags(self, call: Call) -> Mapping[str, Any]:
+        """Remove tags of groups by key; one that is not there is no error."""
+        with self.world.lock:
+            for tag in call.params["Tags"]:
+                self.group(tag["ResourceId"]).tags.pop(tag["Key"], None)
         return {}
 
     # News and metrics

@@ -63,18 +63,27 @@ class AutoScaling(GroupExtras, PolicyCalls, Service):
         action = f"autoscaling:{call.operation}"
         with self.world.lock:
             name = call.params.get("AutoScalingGroupName") or group_of(call.params.get("PolicyName", ""))
+            if call.operation in ("CreateOrUpdateTags", "DeleteTags"):
+                return [self._to_tag(action, group, tags) for group, tags in _by_group(call.params["Tags"]).items()]
             if call.operation == "TerminateInstanceInAutoScalingGroup":
                 name = next((one.owner for one in self._all() if one.id == call.params["InstanceId"]), "")
             if call.operation.startswith("Describe"):
                 return [Permission(action)]
-            arn, tags = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:*:autoScalingGroupName/{name}", {}
-            if name in {group.name for group in self.groups.all()}:
-                group = self.groups.get(name)
-                arn, tags = group.arn, _plain_tags(group)
-        owned = {
+            return [Permission(action, *self._owned(name))]
+
+    def _to_tag(self, action: str, group: str, keys: list[str]) -> Permission:
+        arn, owned = self._owned(group)
+        return Permission(action, arn, {**owned, "aws:TagKeys": keys})
+
+    def _owned(self, name: str) -> tuple[str, dict[str, Any]]:
+        """ARN and condition keys of a group."""
+        arn, tags = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:*:autoScalingGroupName/{name}", {}
+        if name in {group.name for group in self.groups.all()}:
+            group = self.groups.get(name)
+            arn, tags = group.arn, _plain_tags(group)
+        return arn, {
             f"{prefix}:ResourceTag/{key}": value for key, value in tags.items() for prefix in ("autoscaling", "aws")
         }
-        return [Permission(action, arn, owned)]
 
     def _all(self) -> list[Instance]:
         return self.groups.instances.all()
@@ -367,6 +376,14 @@ def _weights(overrides: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def tags_of(tags: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, bool]]:
     """By key: the value, and whether instances get the tag too."""
     return {one["Key"]: (one.get("Value", ""), bool(one.get("PropagateAtLaunch", False))) for one in tags}
+
+
+def _by_group(tags: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Keys of the tags by the group that each names."""
+    keys: dict[str, list[str]] = {}
+    for tag in tags:
+        keys.setdefault(tag["ResourceId"], []).append(tag["Key"])
+    return keys
 
 
 def _plain_tags(group: Group) -> dict[str, str]:

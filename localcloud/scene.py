@@ -81,7 +81,6 @@ class Window:
         service = clients["ecs"].describe_services(
             cluster=outputs["ClusterName"], services=[outputs["WorkerServiceName"]]
         )["services"][0]
-        fleet = clients["ec2"].describe_spot_fleet_requests(SpotFleetRequestIds=[outputs["SpotFleetId"]])
         running = self._instances()
         joined = self._container_instances()
         spot = {id_: line for id_, line in running.items() if line.get("InstanceLifecycle") == "spot"}
@@ -92,7 +91,7 @@ class Window:
             in_flight=depth["ApproximateNumberOfMessagesNotVisible"],
             tasks_wanted=service["desiredCount"],
             tasks_running=service["runningCount"],
-            spot_requested=fleet["SpotFleetRequestConfigs"][0]["SpotFleetRequestConfig"]["TargetCapacity"],
+            spot_requested=self._spot_requested(),
             spot_running=len(spot),
             spot_joined=len(active & set(spot)),
             on_demand_running=len(running) - len(spot),
@@ -105,6 +104,15 @@ class Window:
                 id_: f"{line['InstanceType']}/{line['Placement']['AvailabilityZone']}" for id_, line in spot.items()
             },
         )
+
+    def _spot_requested(self) -> int:
+        """Of the Spot Fleet, or of the group of Spot instances, whichever the stack has."""
+        if fleet := self._outputs.get("SpotFleetId"):
+            told = self._clients["ec2"].describe_spot_fleet_requests(SpotFleetRequestIds=[fleet])
+            return int(told["SpotFleetRequestConfigs"][0]["SpotFleetRequestConfig"]["TargetCapacity"])
+        named = [self._outputs["SpotGroupName"]]
+        told = self._clients["autoscaling"].describe_auto_scaling_groups(AutoScalingGroupNames=named)
+        return int(told["AutoScalingGroups"][0]["DesiredCapacity"])
 
     def _instances(self) -> dict[str, Any]:
         pages = (

@@ -132,6 +132,7 @@ def _capacity(
             *machines.statements,
         ],
         environment={
+            "PROFILE": settings.profile,
             "STACK": Ref("AWS::StackName"),
             "CLUSTER": Ref(worker.cluster),
             "POOLS_TABLE": Ref(data.pools),
@@ -221,6 +222,16 @@ def _rules(template: Template, settings: Settings, data: Data, worker: Worker, m
             "source": ["aws.ecs"],
             "detail-type": ["ECS Container Instance State Change"],
             "detail": {"clusterArn": [GetAtt(worker.cluster, "Arn")]},
+        },
+        # A worker whose machine's GPU is broken (gpu_worker/health.py). All other tasks that stop are no news.
+        "BrokenMachines": {
+            "source": ["aws.ecs"],
+            "detail-type": ["ECS Task State Change"],
+            "detail": {
+                "clusterArn": [GetAtt(worker.cluster, "Arn")],
+                "lastStatus": ["STOPPED"],
+                "containers": {"exitCode": [64]},
+            },
         },
         **machines.patterns,
     }

@@ -24,6 +24,8 @@ from templates.tags import tags
 
 GRACE_SECONDS = 300
 """How long nothing may have waited or been in flight before every instance leaves."""
+NOTES = ("spindrift:short-since", "spindrift:idle-since")
+"""Tags of the Spot group in which passes of the capacity Lambda leave word for each other (lambdas/capacity)."""
 MOST_STEPS = 20
 """Step adjustments in one scaling policy (quotas of EC2 Auto Scaling and of Application Auto Scaling)."""
 MOST_POOLS = 20
@@ -56,7 +58,6 @@ def add(
     return Machines(
         on_demand=on_demand,
         environment={
-            "PROFILE": "groups",
             "SPOT_GROUP": Ref(spot),
             # Spot is cheap: all that is missing at once. On-Demand is dear: an instance, and when it has had its time
             # and still something is missing, the next.
@@ -74,7 +75,13 @@ def add(
             "GRACE_SECONDS": str(GRACE_SECONDS),
             **machines.environment(settings, on_demand),
         },
-        statements=[policies.see_groups(), policies.execute_policies(spot, on_demand)],
+        statements=[
+            policies.see_groups(),
+            policies.execute_policies(spot, on_demand),
+            policies.replace_instances(spot, on_demand),
+            policies.note_on_group(spot, *NOTES),
+            policies.read_pools(data.pools),
+        ],
         patterns={},
         outputs={"SpotGroupName": ("The group of Spot instances", Ref(spot))},
         metrics={"spot_group": Ref(spot), "on_demand_group": Ref(on_demand)},
@@ -122,8 +129,8 @@ def _spot_group(
 
 
 def _grow(template: Template, group: autoscaling.AutoScalingGroup, steps: list[Any], warm_up: int) -> Ref:
-    """The policy by which a group grows. The Lambda executes it with the units that are missing as MetricValue, and 0
-    as BreachThreshold. What was added less than `warm_up` seconds ago is not added again.
+    """The policy by which a group grows. The Lambda executes it with what its capacity in service lacks as MetricValue,
+    and 0 as BreachThreshold. What was added less than `warm_up` seconds ago is not added again.
     """
     return Ref(
         template.add_resource(

@@ -11,6 +11,7 @@ from capacity.policy import decide
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 LONG_AGO = NOON - timedelta(hours=1)
 PLACED = {"worker": Placement.ANY, "patient": Placement.SPOT, "steady": Placement.ON_DEMAND}
+NOTED = ("short_since", "ample_since", "waves", "worked", "on_demand_took")
 EVENTS = Path(__file__).parent.parent / "docs" / "events"
 
 
@@ -56,7 +57,7 @@ def seen(work=0, instances=(), *, in_flight=0, delayed=0, desired=0, **parts):
     `short_since` and the other notes may be given like the parts of a look.
     """
     parts.setdefault("overdue", parts.get("noticed", frozenset()))
-    noted = {name: parts.pop(name) for name in ("short_since", "ample_since", "waves") if name in parts}
+    noted = {name: parts.pop(name) for name in NOTED if name in parts}
     instances = tuple(instances)
     on_demand = sum(not i.spot for i in instances)
     return Seen(
@@ -92,7 +93,7 @@ def placed(**parts):
 
 def part(decision, name):
     """A part of the decision, or one of its notes."""
-    return getattr(decision.notes if name.endswith("_since") else decision, name)
+    return getattr(decision.notes if name in NOTED else decision, name)
 
 
 def metrics(line):
@@ -155,24 +156,33 @@ class Town:
         self.policy, self.look, self.spot_room = chosen, seen(), 99
         self.launches, self.falls = 0, []
         self._boots = {True: timedelta(minutes=3), False: timedelta(minutes=on_demand_boots)}
-        self._job, self._done, self._number = timedelta(minutes=job_minutes), {}, 0
+        self._job, self._done, self._ends, self._number = timedelta(minutes=job_minutes), {}, {}, 0
 
     def run(self, *, minutes, backlog):
         for _ in range(minutes):
             at = self.look.at + timedelta(minutes=1)
+            left = tuple(i for i in self.look.instances if i.id not in self._ends or at < self._ends[i.id])
             self.look = replace(
                 self.look,
                 at=at,
                 warned=frozenset(),
                 services=(replace(self.look.services[0], visible=backlog),),
-                instances=tuple(self._joined(i, at) for i in self.look.instances),
+                noticed=self.look.noticed & {i.id for i in left},
+                instances=tuple(self._joined(i, at) for i in left),
             )
             self._work()
-            decision = decide(self.look, self.policy)
-            if decision.services["worker"] < self.look.services[0].desired:
-                self.falls.append(self.look)
-            self.look = applied(self.look, decision)
-            self._launch()
+            self._pass()
+
+    def take(self, most):
+        """EC2 takes so many Spot instances: they are under notice for two minutes.
+
+        The fleet replaces them before anybody hears of it.
+        """
+        free = [i.id for i in self.look.instances if i.spot and i.id not in self.look.noticed]
+        self._ends |= dict.fromkeys(free[:most], self.look.at + timedelta(minutes=2))
+        self.look = replace(self.look, noticed=self.look.noticed | {*free[:most]})
+        self._launch()
+        self._pass()
 
     def warn(self, most):
         """EC2 recommends to replace so many instances: the next pass hears of it."""
@@ -187,6 +197,13 @@ class Town:
 
     def healthy(self):
         return sum(bool(i.joined) and not i.joined.draining for i in self.look.instances)
+
+    def _pass(self):
+        decision = decide(self.look, self.policy)
+        if decision.services["worker"] < self.look.services[0].desired:
+            self.falls.append(self.look)
+        self.look = applied(self.look, decision)
+        self._launch()
 
     def _joined(self, i, at):
         if i.joined or at - i.launched < self._boots[i.spot]:
@@ -211,7 +228,7 @@ class Town:
 
     def _launch(self):
         """What the fleet and the group do until the next pass."""
-        spot = sum(i.spot for i in self.look.instances)
+        spot = sum(i.spot and i.id not in self.look.noticed for i in self.look.instances)
         wanted = min(self.look.requested, self.spot_room) - spot
         kinds = [True] * wanted + [False] * (self.look.on_demand_requested - self.look.on_demand_present)
         new = []
@@ -223,6 +240,6 @@ class Town:
         self.look = replace(
             self.look,
             instances=instances,
-            fulfilled=float(sum(i.spot for i in instances)),
+            fulfilled=float(sum(i.spot and i.id not in self.look.noticed for i in instances)),
             on_demand_present=sum(not i.spot for i in instances),
         )

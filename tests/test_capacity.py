@@ -19,7 +19,8 @@ from moto.ec2.models import ec2_backends
 from moto.ec2.models.spot_requests import SpotFleetRequest, SpotInstanceRequest
 from moto.ecs.models import ecs_backends
 
-from capacity.cloud import AT_RISK_TAG, STACK_TAG, SURPLUS_TAG, Aws, CouldNotApply, CouldNotLook
+from capacity.account import AT_RISK_TAG, STACK_TAG, SURPLUS_TAG, CouldNotApply, CouldNotLook
+from capacity.cloud import Aws
 from capacity.handler import run
 from capacity.metrics import MOST_VALUES, Metric, embedded, of_notices, of_pass
 from capacity.notes import SHORT_SINCE
@@ -459,7 +460,7 @@ def test_hearing_it_twice_from_everybody_changes_nothing_more(world, dry):
     assert (world.target(), world.desired()) == (3, 1)
 
 
-def test_on_demand_that_still_boots_is_given_up_when_spot_is_replaced_as_soon(world):
+def test_a_top_up_is_not_called_off_for_a_replacement_that_still_boots(world):
     doomed, other = world.spot(2)
     world.join([doomed, other])
     world.work(2)
@@ -468,7 +469,7 @@ def test_on_demand_that_still_boots_is_given_up_when_spot_is_replaced_as_soon(wo
     assert world.desired() == 1
     world.hear(notice(doomed))
 
-    assert (world.target(), world.desired()) == (2, 0)
+    assert (world.target(), world.desired()) == (2, 1)
 
 
 def test_what_is_at_risk_is_replaced_first_and_leaves_after(world):
@@ -558,6 +559,33 @@ def test_one_that_leaves_by_itself_is_no_failure(world, monkeypatch):
     world.joined(instances[1]).status = "DEREGISTERING"
 
     assert world.hear(*(notice(i, containerInstanceArn=arn) for i, arn in zip(instances, arns, strict=True))) == []
+
+
+def broken(arn):
+    event = json.loads(sample("eventbridge-task-stopped"))
+    event["detail"]["containerInstanceArn"] = arn
+    return json.dumps(event)
+
+
+def test_a_machine_with_a_broken_gpu_drains_and_another_is_launched(world):
+    world.work(2)
+    instances = world.spot(2)
+    arns = world.join(instances)
+    others = arns[1].replace("/spindrift/", "/another/")
+
+    assert world.hear(broken(arns[0]), broken(others)) == []
+
+    assert world.status()[instances[1]] == "ACTIVE"
+    assert world.live().keys() & set(instances) == {instances[1]}, "it is idle, and of no more use"
+    assert world.target() >= 2
+    assert not world.pool().get("taken"), "nobody took it"
+
+
+def test_a_machine_with_a_broken_gpu_that_would_not_drain_is_heard_of_again(world, monkeypatch):
+    arns = world.join(world.spot(2))
+    refuse(world, monkeypatch, arns[1])
+
+    assert world.hear(broken(arns[0]), broken(arns[1])) == ["m1"]
 
 
 def refuse(world, monkeypatch, arn):

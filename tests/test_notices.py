@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lambdas_make import EVENTS as SAMPLES
 from lambdas_make import sample
 
-from capacity.notices import EVENTS, WARNING, Ignored, Kind, Notice, Wake, read
+from capacity.notices import BROKEN_GPU, EVENTS, WARNING, Broken, Ignored, Kind, Notice, Wake, read
+from gpu_worker.health import BROKEN
 
 INSTANCE = "i-0123456789abcdef0"
 ARN = "arn:aws:ecs:eu-west-1:123456789012:container-instance/spindrift/0f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -37,6 +38,8 @@ ALARM = Wake("alarm spindrift-jobs-to-do is ALARM")
         ("sns-lambda-notice-source-004", FROM_004),
         ("wake", Wake("first upload after a quiet time")),
         ("alarm", ALARM),
+        ("alarm-jobs-to-do", Wake("alarm spindrift-DefaultJobsToDoAlarm-7G8H9I0J1K2L is ALARM")),
+        ("alarm-no-jobs", Wake("alarm spindrift-DefaultNoJobsAlarm-3M4N5O6P7Q8R is ALARM")),
         ("sns-alarm", ALARM),
         (
             "eventbridge-interruption-warning",
@@ -49,11 +52,20 @@ ALARM = Wake("alarm spindrift-jobs-to-do is ALARM")
         ("eventbridge-terminate-lifecycle", Notice(kind=Kind.LIFECYCLE, instance=INSTANCE)),
         ("eventbridge-launch-lifecycle", Wake(f"{INSTANCE} launches")),
         ("eventbridge-container-instance", Wake(f"{INSTANCE} is ACTIVE in ECS")),
+        ("eventbridge-task-stopped", Broken(ARN)),
         ("eventbridge-schedule", Wake("the minute")),
     ],
 )
 def test_every_dialect_is_understood(name, heard):
     assert read(sample(name)) == [heard]
+
+
+def test_only_the_worker_that_found_the_gpu_broken_speaks_of_its_machine():
+    event = json.loads(sample("eventbridge-task-stopped"))
+    event["detail"]["containers"][0]["exitCode"] = 137
+
+    assert read(json.dumps(event)) == [Ignored("a task stopped for another reason than a broken GPU")]
+    assert BROKEN_GPU == BROKEN, "the worker says it in other words"
 
 
 def test_every_sample_but_those_of_s3_is_understood():

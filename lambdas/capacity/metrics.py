@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Protocol
 
 from capacity.notices import Kind, Notice
-from capacity.nouns import Decision, Seen
+from capacity.nouns import Seen
 
 NAMESPACE = "Spindrift"
 DIMENSION = "Stack"
@@ -38,7 +39,31 @@ Values = Mapping[str, int | Sequence[int]]
 """By Metric."""
 
 
-def of_pass(seen: Seen, decision: Decision) -> Values:
+class Asked(Protocol):
+    """What the decisions of all profiles have in common, in units."""
+
+    @property
+    def needed_units(self) -> int:
+        """Of Spot and On-Demand, within their limits."""
+
+    @property
+    def spot_target(self) -> int:
+        """Asked of Spot."""
+
+    @property
+    def on_demand_target(self) -> int:
+        """Asked of On-Demand."""
+
+    @property
+    def noticed_units(self) -> int:
+        """Of Spot, under notice."""
+
+    @property
+    def top_up_units(self) -> int:
+        """Of On-Demand, in the place of Spot."""
+
+
+def of_pass(seen: Seen, decision: Asked) -> Values:
     """What is needed, what this pass asked for, and what had joined when it looked."""
     joined = [i for i in seen.instances if i.joined and not i.joined.draining and i.id not in seen.noticed]
     return {

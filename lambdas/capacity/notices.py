@@ -45,6 +45,13 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """A worker found its machine's GPU broken, and left. `container_instance` is an ARN."""
+
+    container_instance: str
+
+
+@dataclass(frozen=True)
 class Wake:
     """Something changed: look again."""
 
@@ -58,7 +65,9 @@ class Ignored:
     reason: str
 
 
-Heard = Notice | Wake | Ignored
+Heard = Notice | Broken | Wake | Ignored
+BROKEN_GPU = 64
+"""The exit code of a worker whose machine's GPU is broken (ecs-tasks/gpu-worker/gpu_worker/health.py)."""
 MINUTE = Wake("the minute")
 
 
@@ -176,6 +185,13 @@ def from_container_instance(event: Mapping[str, Any]) -> Wake:
     return Wake(f"{event['detail']['ec2InstanceId']} is {event['detail']['status']} in ECS")
 
 
+def from_task(event: Mapping[str, Any]) -> Broken | Ignored:
+    """{"detail": {"containerInstanceArn": "arn:…", "containers": [{"exitCode": 64, …}], …}, …}: of a stopped task."""
+    if not any(container.get("exitCode") == BROKEN_GPU for container in event["detail"]["containers"]):
+        return Ignored("a task stopped for another reason than a broken GPU")
+    return Broken(str(event["detail"]["containerInstanceArn"]))
+
+
 def from_schedule(_: Mapping[str, Any]) -> Wake:
     """{"detail-type": "Scheduled Event", …}."""
     return MINUTE
@@ -200,6 +216,7 @@ EVENTS: Mapping[str, Callable[[Mapping[str, Any]], Heard]] = {
     "EC2 Instance-terminate Lifecycle Action": from_terminate_lifecycle,
     "EC2 Instance-launch Lifecycle Action": from_launch_lifecycle,
     "ECS Container Instance State Change": from_container_instance,
+    "ECS Task State Change": from_task,
     "Scheduled Event": from_schedule,
 }
 """EventBridge's detail-types; its events are account-wide, so an instance may well be somebody else's."""

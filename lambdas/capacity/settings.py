@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from capacity.groups import GroupPolicy, Kind
 from capacity.nouns import Load, Placement, Policy, Urgency
 
 T = TypeVar("T")
@@ -22,14 +23,14 @@ class BadSettings(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Which resources are ours, and the operator's policy. `queues` is by name of service, in URLs."""
+class Common:
+    """Which resources are ours in every profile, and the operator's policy. `queues` is by name of service, in URLs."""
 
     stack: str
     cluster: str
     queues: Mapping[str, str]
-    fleet: str
     group: str
+    """Of On-Demand instances."""
     pools_table: str
     units_by_type: Mapping[str, int]
     policy: Policy
@@ -42,45 +43,108 @@ class Settings:
         """
         return self.units_by_type.get(instance_type, self.units_by_type.get(OTHERWISE, 1))
 
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Common):
+    """What profile `fleet` is told."""
+
+    fleet: str
+
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
         """Read the environment. Raises BadSettings, naming every variable that is missing or wrong."""
-        problems: list[str] = []
-
-        def take(name: str, parse: Callable[[str], T], expected: str, missing: T) -> T:
-            """Parse one variable; `missing` only fills the gap until the problems are raised."""
-            if name not in environment:
-                problems.append(f"{name} is missing")
-                return missing
-            try:
-                return parse(environment[name])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                problems.append(f"{name} is not {expected}: {environment[name]!r}")
-                return missing
-
-        none: tuple[dict[str, str], dict[str, Load]] = ({}, {})
-        queues, loads = take("SERVICES", _services, "a list of services", none)
+        reader = _Reader(environment)
+        queues, loads = reader.services()
         settings = cls(
-            stack=take("STACK", _text, "a name", ""),
-            cluster=take("CLUSTER", _text, "a name", ""),
             queues=queues,
-            fleet=take("SPOT_FLEET_ID", _text, "a name", ""),
-            group=take("ON_DEMAND_GROUP", _text, "a name", ""),
-            pools_table=take("POOLS_TABLE", _text, "a name", ""),
-            units_by_type=take("UNITS_BY_TYPE", _units, "units by instance type", {}),
-            policy=Policy(
-                loads=loads,
-                on_demand_units=take("ON_DEMAND_UNITS", _positive, "a number from 1", 1),
-                max_units=take("MAX_UNITS", _number, "a number from 0", 0),
-                max_on_demand_units=take("MAX_ON_DEMAND_UNITS", _number, "a number from 0", 0),
-                urgency=take("URGENCY", Urgency, f"one of {', '.join(Urgency)}", Urgency.NOW),
-                patience=timedelta(seconds=take("PATIENCE_SECONDS", _positive, "a number from 1", 1)),
-                calm=timedelta(seconds=take("CALM_SECONDS", _number, "a number from 0", 0)),
+            fleet=reader.take("SPOT_FLEET_ID", _text, "a name", ""),
+            **reader.common(),
+            policy=Policy(**reader.policy(loads)),
+        )
+        reader.check()
+        return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSettings(Common):
+    """What profile `groups` is told. `grow` and `shrink` are the groups' scaling policies."""
+
+    spot_group: str
+    grow: Mapping[Kind, str]
+    shrink: Mapping[Kind, str]
+    policy: GroupPolicy
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> GroupSettings:
+        """Read the environment. Raises BadSettings, naming every variable that is missing or wrong."""
+        reader = _Reader(environment)
+        queues, loads = reader.services()
+        named = {kind: kind.name for kind in Kind}
+        settings = cls(
+            queues=queues,
+            spot_group=reader.take("SPOT_GROUP", _text, "a name", ""),
+            grow={kind: reader.take(f"{name}_GROW_POLICY", _text, "a name", "") for kind, name in named.items()},
+            shrink={kind: reader.take(f"{name}_SHRINK_POLICY", _text, "a name", "") for kind, name in named.items()},
+            **reader.common(),
+            policy=GroupPolicy(
+                **reader.policy(loads),
+                grace=timedelta(seconds=reader.take("GRACE_SECONDS", _number, "a number from 0", 0)),
             ),
         )
-        if problems:
-            raise BadSettings("; ".join(problems))
+        reader.check()
         return settings
+
+
+class _Reader:
+    """Parses variables and collects what is wrong with them."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._problems: list[str] = []
+
+    def take(self, name: str, parse: Callable[[str], T], expected: str, missing: T) -> T:
+        """Parse one variable; `missing` only fills the gap until the problems are raised."""
+        if name not in self._environment:
+            self._problems.append(f"{name} is missing")
+            return missing
+        try:
+            return parse(self._environment[name])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._problems.append(f"{name} is not {expected}: {self._environment[name]!r}")
+            return missing
+
+    def check(self) -> None:
+        """Raise BadSettings if there are problems."""
+        if self._problems:
+            raise BadSettings("; ".join(self._problems))
+
+    def services(self) -> tuple[dict[str, str], dict[str, Load]]:
+        """Queues and loads by name of service."""
+        none: tuple[dict[str, str], dict[str, Load]] = ({}, {})
+        return self.take("SERVICES", _services, "a list of services", none)
+
+    def common(self) -> dict[str, Any]:
+        """Of Common, what is not in the services or the policy."""
+        no_units: dict[str, int] = {}
+        return {
+            "stack": self.take("STACK", _text, "a name", ""),
+            "cluster": self.take("CLUSTER", _text, "a name", ""),
+            "group": self.take("ON_DEMAND_GROUP", _text, "a name", ""),
+            "pools_table": self.take("POOLS_TABLE", _text, "a name", ""),
+            "units_by_type": self.take("UNITS_BY_TYPE", _units, "units by instance type", no_units),
+        }
+
+    def policy(self, loads: Mapping[str, Load]) -> dict[str, Any]:
+        """The parts of a Policy that are told."""
+        return {
+            "loads": loads,
+            "on_demand_units": self.take("ON_DEMAND_UNITS", _positive, "a number from 1", 1),
+            "max_units": self.take("MAX_UNITS", _number, "a number from 0", 0),
+            "max_on_demand_units": self.take("MAX_ON_DEMAND_UNITS", _number, "a number from 0", 0),
+            "urgency": self.take("URGENCY", Urgency, f"one of {', '.join(Urgency)}", Urgency.NOW),
+            "patience": timedelta(seconds=self.take("PATIENCE_SECONDS", _positive, "a number from 1", 1)),
+            "calm": timedelta(seconds=self.take("CALM_SECONDS", _number, "a number from 0", 0)),
+        }
 
 
 def _text(value: str) -> str:
