@@ -1,4 +1,4 @@
-"""What instances run at first boot, taken out of the templates, for the judges of shell and of systemd.
+"""What instances run at first boot and while an image is baked, for the judges of shell and of systemd.
 
 shellcheck finds unquoted expansions, unset variables, conditions that are always true and bashisms that are not.
 `systemd-analyze verify` finds unknown directives and sections, values of no form, and dependencies that form a circle.
@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml  # type: ignore[import-untyped]
 
 from judges import Finding, NotHere, NotSetUp, Template, Templates
 from judges.filled import filled, settled
@@ -44,12 +46,33 @@ def _decoded(text: str) -> str:
         return text
 
 
+def components(template: Template, given: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Title and phase of each script of Image Builder's components -> its text."""
+    found = {}
+    for title, body in template.get("Resources", {}).items():
+        if body.get("Type") == "AWS::ImageBuilder::Component":
+            for phase in read(filled(template, body["Properties"]["Data"], given)).get("phases", ()):
+                commands = [one for step in phase["steps"] for one in step["inputs"]["commands"]]
+                found[f"{title} {phase['name']}"] = "#!/bin/bash\n" + "\n".join(commands)
+    return found
+
+
+def read(document: str) -> dict[str, Any]:
+    """A component's document; empty when it is none."""
+    try:
+        found = yaml.safe_load(document)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def scripts(templates: Templates) -> Iterator[tuple[str, str]]:
-    """(where, text) of each user data, whichever conditions hold, each text once for each template."""
+    """(where, text) of each script, whichever conditions hold, each text once for each template."""
     for name, template in templates.items():
         seen = set()
         for holds in (True, False):
-            for title, text in user_data(settled(template, holds)).items():
+            stack = settled(template, holds)
+            for title, text in [*user_data(stack).items(), *components(stack).items()]:
                 if text not in seen:
                     seen.add(text)
                     yield f"{name}: {title}", text
@@ -71,7 +94,7 @@ def shellcheck(templates: Templates) -> list[Finding]:
 
 
 def systemd(templates: Templates) -> list[Finding]:
-    """The units that user data writes. Raises NotHere without systemd-analyze."""
+    """The units that scripts write. Raises NotHere without systemd-analyze."""
     program = shutil.which("systemd-analyze")
     if program is None:
         raise NotHere("systemd-analyze is not on this machine")

@@ -45,19 +45,22 @@ class S3(LocalServer):
         self.asked.append(f"{method} https://{headers['Host']}{path}")
         if "x-amz-content-sha256" not in headers or "x-amz-security-token" not in headers:
             return 400, {}, "InvalidRequest"
-        if signature(method, path, headers) != headers.get("Authorization", "").rpartition("Signature=")[2]:
+        if (
+            signature(method, path, headers, headers["x-amz-content-sha256"])
+            != headers.get("Authorization", "").rpartition("Signature=")[2]
+        ):
             return 403, {}, "SignatureDoesNotMatch"
         return self.status, {}, self.body if self.status == 200 else "AccessDenied"
 
 
-def signature(method, path, headers):
+def signature(method, path, headers, payload_hash):
     """What the request must be signed with (AWS General Reference, "Create a signed AWS API request")."""
     said = dict(part.split("=", 1) for part in headers["Authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(", "))
     scope = said["Credential"].removeprefix(f"{ACCESS_KEY}/")
     names = said["SignedHeaders"].split(";")
     canonical = "\n".join(
         [method, path, "", *(f"{name}:{headers[name].strip()}" for name in names), "", said["SignedHeaders"],
-         headers["x-amz-content-sha256"]]
+         payload_hash]
     )  # fmt: skip
     text = "\n".join(["AWS4-HMAC-SHA256", headers["x-amz-date"], scope, hashlib.sha256(canonical.encode()).hexdigest()])
     key = f"AWS4{SECRET_KEY}".encode()
@@ -66,16 +69,16 @@ def signature(method, path, headers):
     return key.hex()
 
 
-def certificate(path):
-    """A certificate of S3's name, signed by itself, with its key."""
+def certificate(path, *names):
+    """A certificate of these names, signed by itself, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, S3_NAME)])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
     now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(S3_NAME)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in names]), critical=False)
         .sign(key, hashes.SHA256())
     )
     encoding = serialization.Encoding.PEM
@@ -120,7 +123,7 @@ def main(folder):
     (tools / "systemctl").write_text(SYSTEMCTL)
     (tools / "systemctl").chmod(0o755)
     heard.touch()
-    certificate(folder / "s3.pem")
+    certificate(folder / "s3.pem", S3_NAME)
     cover(scratch)
     with Path("/etc/hosts").open("a") as hosts:
         hosts.write(f"\n127.0.0.1 {S3_NAME}\n")

@@ -1,0 +1,1 @@
+docker image inspect '${WorkerImage}' > /dev/null
