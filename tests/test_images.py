@@ -4,12 +4,16 @@ import struct
 import subprocess
 import sys
 import zlib
+from io import BytesIO
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 
+from gpu_worker import images, nvdecode
 from gpu_worker.images import problems, process
 from gpu_worker.outcome import Rejected
 
@@ -169,6 +173,9 @@ def test_damage_is_rejected_or_survived_and_nothing_else(rendered, tmp_path, dat
         ({"format": "gif"}, "format: one of jpeg, webp, got 'gif'"),
         ({"quality": True}, "quality: 1 to 95, got True"),
         ({"max_pixels": "all"}, "max_pixels"),
+        ({"split_pixels": 5}, "split_pixels: 0 (never) or 1,000,000 to 2^31, got 5"),
+        ({"split_pixels": True}, "split_pixels: 0 (never)"),
+        ({"decoder": "nvjpeg"}, "decoder: pillow or fast, got 'nvjpeg'"),
         ({"qualty": 80}, "unknown option 'qualty'"),
         ({"renditions": [{"name": "a", "width": 9, "format": "webp"}]}, "a name and a width, got also format"),
     ],
@@ -180,11 +187,112 @@ def test_options_that_cannot_work_are_named(options, said):
     assert said in problem
 
 
-def test_the_defaults_are_in_order():
-    assert problems({}) == []
+@pytest.mark.parametrize("split_pixels", [0, 1_000_000, 2**31])
+def test_the_defaults_and_what_may_be_chosen_are_in_order(split_pixels):
+    assert problems({}) == problems({"split_pixels": split_pixels, "decoder": "pillow"}) == []
 
 
-@pytest.mark.parametrize("module", ["outcome", "lease", "handover", "job", "settings", "images", "processor", "host"])
+@pytest.fixture
+def backend(monkeypatch):
+    """Choose another one; it is chosen anew for this test and after it."""
+
+    def choose(name):
+        monkeypatch.setenv("SPINDRIFT_IMAGES_BACKEND", name)
+        images._backend.cache_clear()
+
+    yield choose
+    images._backend.cache_clear()
+
+
+def test_a_backend_that_is_not_there_is_refused_before_any_job(backend):
+    backend("gpu")
+
+    assert problems({}) == ["SPINDRIFT_IMAGES_BACKEND: auto, pillow or one of numpy, cupy, torch, got 'gpu'"]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("form", ["jpeg", "webp"])
+def test_with_another_backend_the_files_are_the_same(backend, tmp_path, mode, form):
+    image = Image.effect_noise((300, 200), 90).convert("RGB")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.convert(mode).save(tmp_path / "input", "PNG")
+    job = {"options": {"format": form, "renditions": [{"name": "a", "width": 90}, {"name": "b", "width": 300}]}}
+
+    made = {}
+    for name in ("pillow", "numpy"):
+        backend(name)
+        (tmp_path / name).mkdir()
+        process(tmp_path / "input", tmp_path / name, job)
+        made[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    assert made["numpy"] == made["pillow"]
+
+
+@pytest.fixture
+def nvimgcodec(monkeypatch):
+    """A decoder that sees green in every JPEG in colour, and nothing in one whose bytes say `odd`."""
+    asked = []
+
+    class Decoder:
+        def decode(self, raw, params):
+            asked.append(params)
+            if b"odd" in raw:
+                return None
+            with Image.open(BytesIO(raw)) as image:
+                seen = Image.new("RGB", image.size, "lime") if params["color_spec"] == "rgb" else image.copy()
+            return SimpleNamespace(cpu=lambda: np.asarray(seen))
+
+    colours = SimpleNamespace(SRGB="rgb", GRAY="grey")
+    library = SimpleNamespace(Decoder=Decoder, DecodeParams=dict, ColorSpec=colours, asked=asked)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", library)
+    nvdecode.load.cache_clear()
+    yield library
+    nvdecode.load.cache_clear()
+
+
+def test_the_fast_decoder_decodes_and_pillow_tells_how_the_picture_lay(rendered, nvimgcodec):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = rendered(picture(), "JPEG", save={"exif": exif, "icc_profile": profile}, decoder="fast")
+
+    assert made.size == (100, 200)
+    assert made.info["icc_profile"] == profile
+    assert made.getpixel((50, 100))[1] > 240 > 20 > made.getpixel((50, 100))[0]
+    assert nvimgcodec.asked == [{"apply_exif_orientation": False, "color_spec": "rgb"}]
+
+
+@pytest.mark.parametrize(
+    "mode, form, save", [("RGB", "PNG", {}), ("CMYK", "JPEG", {}), ("RGB", "JPEG", {"comment": b"odd"})]
+)
+def test_what_the_fast_decoder_does_not_take_pillow_decodes(rendered, nvimgcodec, mode, form, save):
+    made = rendered(picture(mode=mode), form, save=save, decoder="fast").convert("RGB")
+
+    assert made.getpixel((10, 25))[0] > 200 < made.getpixel((90, 25))[2]
+
+
+def test_a_grey_photograph_stays_grey_in_the_fast_decoder(rendered, nvimgcodec):
+    assert rendered(picture(mode="L"), "JPEG", decoder="fast").mode == "L"
+    assert nvimgcodec.asked[0]["color_spec"] == "grey"
+
+
+def test_a_bomb_does_not_reach_the_fast_decoder(rendered, nvimgcodec):
+    with pytest.raises(Rejected, match="bomb"):
+        rendered(picture((200, 200)), "JPEG", decoder="fast", max_pixels=10_000)
+    assert nvimgcodec.asked == []
+
+
+def test_the_fast_decoder_without_its_library_is_refused_before_any_job(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    nvdecode.load.cache_clear()
+
+    [problem] = problems({"decoder": "fast"})
+    assert problem.startswith("decoder: fast wants nvImageCodec and a GPU")
+
+
+@pytest.mark.parametrize(
+    "module", ["outcome", "lease", "handover", "job", "settings", "images", "processor", "host", "health", "passes"]
+)
 def test_only_the_cloud_loads_an_aws_library_and_only_images_a_decoder(module):
     absent = {"boto3"} if module == "images" else {"boto3", "PIL"}
     code = f"import sys, gpu_worker.{module}; sys.exit(bool({absent!r} & set(sys.modules)))"

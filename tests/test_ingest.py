@@ -1,7 +1,7 @@
 """Uploads become jobs, once each, and none is lost on the way."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
@@ -283,6 +283,16 @@ def test_jobs_that_run_are_not_quiet(world):
     assert not world.wakes()
 
 
+def test_in_a_stream_of_uploads_the_queue_is_asked_about_every_ten_seconds(world, monkeypatch):
+    asked = []
+    world.cloud._sqs.meta.events.register("before-call.sqs.GetQueueAttributes", lambda **_: asked.append(1))
+    for second in (0, 1, 5, 10, 11, 12):
+        run(world.cloud, world.routes, batch(sample("s3-object-created")), NOW + timedelta(seconds=second))
+
+    assert len(asked) == 3  # while it was quiet, then busy, then ten seconds later
+    assert len(world.wakes()) == 1
+
+
 def test_a_wake_that_fails_does_not_fail_the_upload(world, capsys):
     world.sqs.delete_queue(QueueUrl=world.notices_url)
 
@@ -292,7 +302,7 @@ def test_a_wake_that_fails_does_not_fail_the_upload(world, capsys):
 
 
 def test_not_knowing_whether_it_was_quiet_wakes(world, monkeypatch):
-    def unknown(_):
+    def unknown(*_):
         raise CloudFailed("SQS does not answer")
 
     monkeypatch.setattr(world.cloud, "is_quiet", unknown)

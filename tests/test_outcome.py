@@ -1,7 +1,7 @@
 """What becomes of a job, decided without a cloud: outcomes, leases, the last minutes, where results go."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 
 import boto3
@@ -14,8 +14,20 @@ from worker_make import NOON, ecs
 
 from gpu_worker.handover import LAST_CALL, READY, Doom, Pace, give_back_at
 from gpu_worker.host import Host, Protection, task_arn
+from gpu_worker.intake import AHEAD, free_in, to_take
 from gpu_worker.job import LONGEST_KEY, LONGEST_NAME, Job, NotAJob, result_key
-from gpu_worker.lease import Bury, Drop, Hide, Lease, when_refused
+from gpu_worker.lease import (
+    Bury,
+    Drop,
+    Hide,
+    Inquest,
+    Lapsed,
+    Suspect,
+    crash_of,
+    inquest,
+    renew_at,
+    when_refused,
+)
 from gpu_worker.outcome import LONGEST_BACKOFF, Finish, Outcome, Reject, Release, Retry, settle
 from gpu_worker.settings import BadSettings, Settings
 from gpu_worker.upload import record_of, told_by_s3
@@ -83,7 +95,13 @@ def test_a_process_without_an_answer_never_counts_as_done(returncode, code, said
         ("succeeded", {"state": "SUCCEEDED"}, Drop(succeeded=True)),
         ("failed", {"state": "FAILED"}, Drop(succeeded=False)),
         ("at work elsewhere", {"lease_until": NOON.timestamp() + 9.0}, Hide(timedelta(seconds=10))),
-        ("its lease ended just now", {"lease_until": NOON.timestamp() - 5.0}, Hide(timedelta(seconds=1))),
+        ("its lease ends now", {"lease_until": NOON.timestamp()}, Hide(timedelta(seconds=1))),
+        (
+            "its worker is dead",
+            {"lease_until": NOON.timestamp() - 1, "owner": "a", "attempts": 4.0, "crashes": 1.0},
+            Lapsed("a", attempt=4, crashes=1, lapses=0),
+        ),
+        ("it waits, and crashed a worker", {"state": "QUEUED", "crashes": 1.0}, Suspect()),
         (
             "at work for long: looked at again soon",
             {"lease_until": NOON.timestamp() + 9e5},
@@ -99,11 +117,8 @@ def test_a_message_is_thrown_away_only_when_its_job_is_over(case, record, expect
 
 def test_a_lease_is_renewed_in_time_for_two_more_tries():
     length = timedelta(seconds=90)
-    lease = Lease.taken(job(), "me", 1, 0, NOON, length)
 
-    assert (lease.renew_at, lease.until) == (NOON + length / 3, NOON + length)
-    later = lease.renewed(lease.renew_at, length)
-    assert later == replace(lease, until=NOON + length * 4 / 3, renew_at=NOON + length * 2 / 3)
+    assert renew_at(NOON, length) == NOON + length / 3
 
 
 @pytest.mark.parametrize(
@@ -117,6 +132,7 @@ def test_a_lease_is_renewed_in_time_for_two_more_tries():
         ("overdue is as good as unknown", -60, 30, 120, True),
         ("overdue, time short", -60, 30, 39, False),
         ("no time at all", -5, 6, 15, False),
+        ("not begun: none is begun any more", None, 1, 3600, False),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -124,7 +140,7 @@ def test_what_fits_is_finished_and_the_rest_given_back(case, started, eta, left,
     doom = Doom(NOON, NOON + timedelta(seconds=left))
     eta = None if eta is None else timedelta(seconds=eta)
 
-    at = give_back_at(doom, NOON + timedelta(seconds=started), eta)
+    at = give_back_at(doom, None if started is None else NOON + timedelta(seconds=started), eta)
 
     assert at == (doom.deadline - LAST_CALL if kept else NOON)
 
@@ -197,6 +213,132 @@ def test_a_plain_key_is_left_alone():
 def test_a_message_is_a_job_or_is_said_to_be_none(body):
     with pytest.raises(NotAJob):
         Job.read(body)
+
+
+# What workers die of.
+
+
+def task(**parts):
+    return {"stopCode": "EssentialContainerExited", "containers": [{"exitCode": 139}], **parts}
+
+
+@pytest.mark.parametrize(
+    "case, told, expected",
+    [
+        ("a segmentation fault", task(), "exit code 139"),
+        ("an error of its own", task(containers=[{"exitCode": 1}]), "exit code 1"),
+        (
+            "no memory",
+            task(containers=[{"exitCode": 137, "reason": "OutOfMemoryError: Container killed due to memory usage"}]),
+            "OutOfMemoryError: Container killed due to memory usage",
+        ),
+        ("killed, nobody knows by whom", task(containers=[{"exitCode": 137}]), None),
+        ("it was told to go", task(containers=[{"exitCode": 0}]), None),
+        ("its GPU is broken", task(containers=[{"exitCode": 64}]), None),
+        ("its settings are no good", task(containers=[{"exitCode": 2}]), None),
+        ("the host is gone, and the container with it", task(containers=[{"name": "worker"}]), None),
+        ("Spot", task(stopCode="SpotInterruption"), None),
+        ("the instance was terminated", task(stopCode="TerminationNotice"), None),
+        ("its service shrinks", task(stopCode="ServiceSchedulerInitiated"), None),
+        ("somebody stopped it", task(stopCode="UserInitiated"), None),
+        ("it runs", {"lastStatus": "RUNNING"}, None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_only_its_own_death_is_a_crash(case, told, expected):
+    assert crash_of(told) == expected
+
+
+@pytest.mark.parametrize(
+    "case, crashes, lapses, crash, expected",
+    [
+        ("an instance was lost", 0, 0, None, Inquest(("lapses",))),
+        ("an instance was lost with a suspect", 2, 5, None, Inquest(("lapses",))),
+        ("a crash makes suspects", 0, 3, "exit code 139", Inquest(("lapses", "crashes"))),
+        (
+            "a crash with nothing else at work is a failure",
+            1,
+            3,
+            "exit code 139",
+            Inquest(("lapses", "crashes"), Outcome(1, "its worker crashed: exit code 139")),
+        ),
+        (
+            "too many workers are lost with it",
+            0,
+            19,
+            None,
+            Inquest(("lapses",), Outcome(3, "20 workers were lost with it")),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_is_blamed_for_what_it_did_and_for_nothing_else(case, crashes, lapses, crash, expected):
+    assert inquest(Lapsed("a", 1, crashes, lapses), crash) == expected
+
+
+# How many jobs are taken.
+
+lane = st.none() | seconds
+pace = st.none() | st.integers(1, 200_000).map(lambda count: timedelta(milliseconds=count))
+few = st.integers(0, 40)
+
+
+@pytest.mark.parametrize(
+    "case, lanes, eta, waiting, storing, expected",
+    [
+        ("nothing is known: one", [0], None, 0, 0, 1),
+        ("nothing is known, one waits", [0], None, 1, 0, 0),
+        ("nothing is known, the lane is busy", [None], None, 0, 0, 0),
+        ("two lanes, one each", [0, 0], None, 0, 0, 2),
+        ("long jobs: the one that begins now", [0], 60, 0, 0, 1),
+        ("long jobs: the next one is far", [55], 60, 0, 0, 0),
+        ("long jobs: the next one is near", [4], 60, 0, 0, 1),
+        ("jobs of two seconds", [0], 2, 0, 0, 3),
+        ("short jobs: a batch", [0], 0.1, 0, 0, 10),
+        ("short jobs: a batch is here, another may come", [0], 0.1, 10, 0, 10),
+        ("short jobs: not one by one", [0], 0.1, 11, 0, 0),
+        ("nobody can tell when the lane is free", [None], 0.1, 0, 0, 0),
+        ("storing is slower than working", [0], 0.1, 0, 20, 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_as_many_jobs_are_taken_as_begin_soon(case, lanes, eta, waiting, storing, expected):
+    frees = [None if each is None else timedelta(seconds=each) for each in lanes]
+    eta = None if eta is None else timedelta(seconds=eta)
+
+    assert to_take(frees, eta, waiting, storing) == expected
+
+
+@given(lanes=st.lists(lane, min_size=1, max_size=4), eta=pace, waiting=few, storing=few)
+def test_never_more_is_taken_than_sqs_gives_or_lanes_begin(lanes, eta, waiting, storing):
+    taken = to_take(lanes, eta, waiting, storing)
+
+    assert 0 <= taken <= 10
+    if taken:
+        soon = [each for each in lanes if each is not None and each <= AHEAD]
+        most = len(soon) if eta is None else sum(1 + (AHEAD - each) / eta for each in soon)
+        assert waiting + taken <= most
+
+
+@given(eta=pace, storing=st.integers(0, 9))
+def test_an_idle_worker_always_asks(eta, storing):
+    assert to_take([timedelta(0)], eta, 0, storing) > 0
+
+
+@pytest.mark.parametrize(
+    "case, ran, eta, expected",
+    [
+        ("half done", 30, 60, 30),
+        ("a little late", 62, 60, 0),
+        ("far overdue: who knows", 66, 60, None),
+        ("no pace: who knows", 1, None, None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_when_a_lane_is_free(case, ran, eta, expected):
+    ran, eta, expected = (None if each is None else timedelta(seconds=each) for each in (ran, eta, expected))
+
+    assert free_in(ran, eta) == expected
 
 
 UPLOAD_EVENTS = sorted(path.stem for path in EVENTS.glob("s3-*.json"))
@@ -284,6 +426,13 @@ def test_without_ecs_the_worker_does_without(capsys):
     protection.drop()
     assert capsys.readouterr().out.count("task protection failed") == 1
     assert task_arn(None) != task_arn("http://127.0.0.1:9")
+
+
+def test_jobs_that_sqs_could_not_keep_are_refused_at_birth():
+    with pytest.raises(
+        BadSettings, match=r"JOB_SECONDS: .*SQS lets nobody hold a message for more than 12 hours.*43201"
+    ):
+        Settings.read({"SPINDRIFT_JOB_SECONDS": "43201"})
 
 
 def test_settings_are_refused_with_every_problem_at_once():

@@ -9,6 +9,7 @@ import pytest
 
 from gpu_worker.cloud import Cloud, Refused
 from gpu_worker.host import Host, Protection
+from gpu_worker.lanes import Lanes
 from gpu_worker.pipeline import Worker
 
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -53,9 +54,10 @@ class Quiet:
             raise Refused("look at the host: AccessDeniedException")
         return self.drains
 
-    def receive(self):
+    def receive(self, most):
         self.receives.append(self._clock())
         self._clock.pass_time(2)
+        return []
 
 
 def idle_worker(folder, **told):
@@ -63,9 +65,10 @@ def idle_worker(folder, **told):
     (folder / "instance.json").write_text(json.dumps({"lifecycle": "on-demand", "containerInstanceArn": HOST, **told}))
     clock = Clock()
     host, cloud = Hosted(folder, clock), Quiet(clock)
-    processor = SimpleNamespace(kill=lambda: None)
+    lanes = Lanes([SimpleNamespace(kill=lambda: None)], None)
     clock.then[NOON + timedelta(minutes=2)] = lambda: host.stop(clock())
-    worker = Worker(None, cloud, host, processor, Protection(None), "task", clock)
+    settings = SimpleNamespace(stack="cell", queue="default")
+    worker = Worker(settings, cloud, host, lanes, None, Protection(None), "task", clock, start=lambda work: work())
     return clock, cloud, worker.run
 
 
@@ -107,6 +110,7 @@ def test_not_knowing_whether_the_host_is_drained_stops_nobody(tmp_path):
 
 
 def test_ecs_is_asked_about_the_one_host(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     cloud = Cloud(None)
     asked = {}
 

@@ -148,6 +148,53 @@ def test_a_killed_worker_s_job_is_done_by_another(bench):
     assert not {"failures", "releases"} & set(record)
 
 
+@pytest.mark.parametrize(
+    "stop_code, counted",
+    [("EssentialContainerExited", {"crashes": 1}), ("SpotInterruption", {})],
+    ids=["crash", "interruption"],
+)
+def test_a_crash_of_the_whole_worker_makes_a_suspect_and_the_loss_of_its_instance_does_not(bench, stop_code, counted):
+    dead = "arn:aws:ecs:us-east-1:123456789012:task/spindrift/dead"
+    job_id = bench.job(b"nothing", state="RUNNING", owner=dead, attempts=1, lease_until=1)
+    crashed = {"stopCode": stop_code, "containers": [{"name": "worker", "exitCode": 139}]}
+    with ecs(crashed) as agent, bench.worker(AWS_ENDPOINT_URL_ECS=agent.url) as worker:
+        record = bench.until_state(job_id, "SUCCEEDED")
+        said = [line["event"] for line in worker.said()]
+
+    assert {each: record[each] for each in ("crashes", "lapses") if each in record} == {"lapses": 1, **counted}
+    assert "failures" not in record
+    assert ("alone" in said) is bool(counted)
+
+
+def test_crashes_of_the_whole_worker_use_up_a_job(bench):
+    dead = "arn:aws:ecs:us-east-1:123456789012:task/spindrift/dead"
+    past = {"state": "RUNNING", "owner": dead, "attempts": 3, "crashes": 2, "lapses": 2, "lease_until": 1}
+    last, other = bench.job(b"nothing", "last", failures=2, **past), bench.job(b"nothing", "other", failures=0, **past)
+    crashed = {"stopCode": "EssentialContainerExited", "containers": [{"name": "worker", "exitCode": 139}]}
+    with ecs(crashed) as agent, bench.worker(AWS_ENDPOINT_URL_ECS=agent.url):
+        assert bench.until_state(last, "FAILED")["error"] == "failure 3 of 3: its worker crashed: exit code 139"
+        assert until(lambda: (r := bench.record(other)).get("failures") == 1 and r)["state"] == "QUEUED"
+        bench.until_state(other, "SUCCEEDED")
+
+    assert bench.buried() == ["failure 3 of 3: its worker crashed: exit code 139"]
+    assert bench.diary.read_text() == "nothing\n"
+
+
+def test_a_suspect_is_worked_on_alone(bench):
+    jobs = [bench.job(b"sleep 0.5", f"{n}", **({"crashes": 1} if n % 2 else {})) for n in range(6)]
+    with bench.worker(SPINDRIFT_PROCESSORS="3"):
+        records = [bench.until_state(job_id, "SUCCEEDED") for job_id in jobs]
+
+    def at_work(record):
+        ends = datetime.fromisoformat(record["finished"]).timestamp()
+        return ends - record["gpu_seconds"], ends - 0.1  # storing needs no processor
+
+    works = [at_work(record) for record in records]
+    for n in (1, 3, 5):
+        begins, ends = works[n]
+        assert not [other for other in works if other is not works[n] and other[0] < ends and begins < other[1]]
+
+
 def test_a_heartbeat_keeps_a_job_longer_than_its_lease(bench):
     job_id = bench.job(b"sleep 30")
     with bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
@@ -173,6 +220,16 @@ def test_sigterm_in_mid_job_gives_it_back_at_once(bench):
     assert not list((bench.folder / "tmp").iterdir())
 
 
+def test_a_worker_that_goes_deletes_the_messages_of_what_it_has_done(bench):
+    job_id = bench.job(b"nothing")
+    with bench.worker() as worker:
+        bench.until_state(job_id, "SUCCEEDED")
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+    assert bench.messages() == (0, 0)
+
+
 def test_a_notice_far_enough_away_lets_the_job_finish_and_no_other_begin(bench):
     first = bench.job(b"sleep 2", "first")
     with bench.worker() as worker:
@@ -189,6 +246,55 @@ def test_a_notice_far_enough_away_lets_the_job_finish_and_no_other_begin(bench):
 
     assert bench.record(second)["state"] == "QUEUED"
     assert "attempts" not in bench.record(second)
+
+
+def test_while_nothing_is_known_of_their_pace_jobs_are_taken_one_by_one(bench):
+    for n in range(4):
+        bench.job(b"sleep 3", f"{n}")
+    with bench.worker():
+        until(bench.diary.exists)
+        time.sleep(1)
+        assert bench.messages() == (3, 1)
+
+
+def test_each_processor_works_on_a_job_of_its_own(bench):
+    jobs = [bench.job(b"sleep 3", f"{n}") for n in range(4)]
+    with bench.worker(SPINDRIFT_PROCESSORS="3"):
+        until(lambda: bench.diary.exists() and len(bench.diary.read_text().split()) == 3)
+        assert bench.messages() == (1, 3)
+        assert all(bench.until_state(job_id, "SUCCEEDED")["attempts"] == 1 for job_id in jobs)
+
+
+def test_what_begins_soon_is_made_ready_and_goes_back_unharmed_when_the_end_is_near(bench):
+    bench.until_state(quick := bench.job(b"nothing", "quick"), "QUEUED")
+    with bench.worker(SPINDRIFT_STOP_TIMEOUT_SECONDS="60") as worker:
+        bench.until_state(quick, "SUCCEEDED")
+        jobs = [bench.job(b"sleep 4", f"{n}") for n in range(6)]
+        until(lambda: len(in_state(bench, jobs, "RUNNING")) > 2)
+        until(lambda: len(list((bench.folder / "tmp").glob("*/*/input"))) > 2)
+        worker.terminate()
+        until(lambda: len(in_state(bench, jobs, "QUEUED")) == 5, 3)
+        until(lambda: bench.messages()[0] == 5, 1)
+        assert worker.wait(20) == 0
+
+    [done] = in_state(bench, jobs, "SUCCEEDED")  # the one that had begun, and fitted
+    assert done["attempts"] == 1
+    assert bench.diary.read_text().split() == ["nothing", "sleep"]
+    assert not any("failures" in record for record in map(bench.record, jobs))
+    assert not list((bench.folder / "tmp").iterdir())
+
+
+def in_state(bench, jobs, state):
+    return [record for record in map(bench.record, jobs) if record["state"] == state]
+
+
+def test_an_upload_for_which_there_is_no_room_goes_back_unharmed(bench):
+    huge = bench.job(b"nothing", "huge", size=2**39)
+    with bench.worker(SPINDRIFT_MAX_INPUT_BYTES=str(2**40)) as worker:
+        record = until(lambda: (r := bench.record(huge)).get("releases") and r)
+        assert record["state"] == "QUEUED" and "failures" not in record
+        assert any("no room on the scratch disk" in line.get("error", "") for line in worker.said())
+        bench.until_state(bench.job(b"nothing", "small"), "SUCCEEDED")
 
 
 def test_what_arrives_during_the_poll_of_a_doomed_worker_is_given_back(bench):

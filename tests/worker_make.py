@@ -34,14 +34,15 @@ def until(true, seconds=20):
 
 
 @contextmanager
-def cloud(folder):
+def cloud(folder, program=("-m", "ministack"), **env):
     """The emulator, alone: its conditional writes hold when several processes race. Yields the endpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {"PATH": os.environ["PATH"], "GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "TMPDIR": str(folder)}
+    env |= {"PATH": os.environ["PATH"], "GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "TMPDIR": str(folder)}
+    env["PYTHONPATH"] = str(ROOT)
     with (folder / "ministack.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "ministack"], env=env, cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen([sys.executable, *program], env=env, cwd=folder, stdout=log, stderr=log)
     try:
         until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         yield f"http://127.0.0.1:{port}"
@@ -122,6 +123,20 @@ class Bench:
             name: float(value["N"]) for name, value in item.items() if "N" in value
         }
 
+    def records(self):
+        """All records: their texts and lists of texts."""
+        pages = self.dynamodb.get_paginator("scan").paginate(TableName=self.table, ConsistentRead=True)
+        return [
+            {name: value.get("S") or [each["S"] for each in value.get("L", [])] for name, value in item.items()}
+            for page in pages
+            for item in page["Items"]
+        ]
+
+    def versions(self):
+        """Every version of every result, where the results have versions."""
+        pages = self.s3.get_paginator("list_object_versions").paginate(Bucket=self.results)
+        return [each for page in pages for each in page.get("Versions", [])]
+
     def write(self, job_id, **values):
         """Change a record behind the worker's back."""
         for name, value in values.items():
@@ -150,6 +165,15 @@ class Bench:
         """The reasons in the dead-letter queue."""
         got = self.sqs.receive_message(QueueUrl=self.dead, MaxNumberOfMessages=10, MessageAttributeNames=["All"])
         return [each["MessageAttributes"]["reason"]["StringValue"] for each in got.get("Messages", [])]
+
+    def all_buried(self):
+        """The ids of the jobs in the dead-letter queue, which is empty after."""
+        found = []
+        while got := self.sqs.receive_message(QueueUrl=self.dead, MaxNumberOfMessages=10).get("Messages"):
+            found += [json.loads(each["Body"])["job_id"] for each in got]
+            for each in got:
+                self.sqs.delete_message(QueueUrl=self.dead, ReceiptHandle=each["ReceiptHandle"])
+        return found
 
     def notice(self, seconds):
         """What the agent writes, as it writes it."""
@@ -197,13 +221,19 @@ class Bench:
 
 
 @contextmanager
-def ecs():
-    """ECS's two endpoints for a container: `.asked` is what the worker asked of task protection."""
+def ecs(task=None):
+    """ECS's two endpoints for a container, and DescribeTasks, which tells of any task that it is `task`.
+
+    `.asked` is what the worker asked of task protection.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self._answer({"TaskARN": "arn:aws:ecs:us-east-1:123456789012:task/spindrift/abc"})
+
+        def do_POST(self):
+            self._answer({"tasks": [task] if task else [], "failures": []})
 
         def do_PUT(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import boto3
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
 
 
+BUSY_FOR = timedelta(seconds=10)
+"""A queue that has jobs keeps its capacity for longer than this, whatever becomes of them."""
+
+
 class CloudFailed(Exception):
     """AWS refused or did not answer; trying again may help."""
 
@@ -27,7 +31,7 @@ class Cloud(Protocol):
     def record(self, upload: Upload, queue: str, now: datetime) -> bool:
         """Record a job unless there is one; say whether it waits to be taken, so that its message is due."""
 
-    def is_quiet(self, queue_url: str) -> bool:
+    def is_quiet(self, queue_url: str, now: datetime) -> bool:
         """Say whether the queue is without a job, as far as SQS knows."""
 
     def send(self, queue_url: str, bodies: Mapping[str, str]) -> dict[str, str]:
@@ -45,6 +49,7 @@ class Aws:
         self._table = session.resource("dynamodb", config=config).Table(table)
         self._sqs = session.client("sqs", config=config)
         self._notices_url = notices_url
+        self._busy_until: dict[str, datetime] = {}
 
     def record(self, upload: Upload, queue: str, now: datetime) -> bool:
         """Record a job unless there is one; say whether it waits to be taken.
@@ -75,8 +80,13 @@ class Aws:
             raise CloudFailed(f"{upload.job_id} is not recorded: {error}") from error
         return True
 
-    def is_quiet(self, queue_url: str) -> bool:
-        """Say whether nothing waits, runs or is delayed. The numbers are approximate; the minute schedule forgives."""
+    def is_quiet(self, queue_url: str, now: datetime) -> bool:
+        """Say whether nothing waits, runs or is delayed. The numbers are approximate; the minute schedule forgives.
+
+        A queue that was busy a moment ago is not asked about: in a stream of uploads that would be a call for each ten.
+        """
+        if now < self._busy_until.get(queue_url, now):
+            return False
         try:
             counts = self._sqs.get_queue_attributes(
                 QueueUrl=queue_url,
@@ -88,7 +98,10 @@ class Aws:
             )["Attributes"]
         except (ClientError, BotoCoreError) as error:
             raise CloudFailed(f"{queue_url} does not say how long it is: {error}") from error
-        return not any(int(count) for count in counts.values())
+        quiet = not any(int(count) for count in counts.values())
+        if not quiet:
+            self._busy_until[queue_url] = now + BUSY_FOR
+        return quiet
 
     def send(self, queue_url: str, bodies: Mapping[str, str]) -> dict[str, str]:
         """Send the bodies, by job id, ten per call; return why, for those that were not sent."""

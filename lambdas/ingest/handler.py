@@ -71,7 +71,7 @@ def _send(cloud: Cloud, queue_url: str, jobs: Mapping[str, Upload], now: datetim
     Waking saves the wait for the minute. Without it the jobs are late, not lost, so its failure is told and no more.
     """
     try:
-        quiet = cloud.is_quiet(queue_url)
+        quiet = cloud.is_quiet(queue_url, now)
     except CloudFailed as error:
         _log("quiet-unknown", why=str(error))
         quiet = True

@@ -1,4 +1,4 @@
-"""`python -m gpu_worker`: exits 0 when told to go, 2 when its settings or its processor are no good."""
+"""`python -m gpu_worker`: exits 0 when told to go, 2 when settings or processor are no good, 64 when the GPU is not."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import signal
 import sys
 from datetime import UTC, datetime
 
+from gpu_worker import health
 from gpu_worker.host import Host, Protection, task_arn
 from gpu_worker.log import log
 from gpu_worker.processor import BadProcessor, Processor
+from gpu_worker.scratch import Scratch
 from gpu_worker.settings import BadSettings, Settings
 
 
@@ -21,16 +23,21 @@ def main() -> int:
     """Wire the worker together and let it run."""
     try:
         settings = Settings.read(os.environ)
-        host = Host(settings.host_dir, settings.stop_timeout, settings.pulse_file)
+        host = Host(settings.host_dir, settings.stop_timeout, settings.pulse_file, health.problem)
         for asked in (signal.SIGTERM, signal.SIGINT):
             signal.signal(asked, lambda *_: host.stop(_now()))
 
-        processor = Processor(settings.processor, settings.options)
-        from gpu_worker.cloud import Cloud  # noqa: PLC0415 (boto3 loads while the processor's process does)
+        def launch() -> Processor:
+            return Processor(settings.processor, settings.options, settings.max_output_bytes)
+
+        processors = [launch() for _ in range(settings.processors)]
+        from gpu_worker.cloud import Cloud  # noqa: PLC0415 (boto3 loads while the processors' processes do)
+        from gpu_worker.lanes import Lanes  # noqa: PLC0415
         from gpu_worker.pipeline import Worker  # noqa: PLC0415
 
         cloud = Cloud(settings)
-        processor.wait_ready()
+        for processor in processors:
+            processor.wait_ready()
     except (BadSettings, BadProcessor) as error:
         log("refused", error=str(error))
         return 2
@@ -38,11 +45,18 @@ def main() -> int:
     protection = Protection(settings.ecs_agent_uri)
     owner = task_arn(settings.ecs_metadata_uri)
     log("ready", owner=owner, queue=settings.queue, processor=settings.processor)
-    Worker(settings, cloud, host, processor, protection, owner, _now).run()
+    with Scratch(settings.scratch_dir) as scratch:
+        Worker(settings, cloud, host, Lanes(processors, launch), scratch, protection, owner, _now).run()
+    if host.broken:
+        return health.BROKEN
     while not host.stopped:  # on a doomed host a successor would fare no better: wait to be stopped
         host.pause(0.5)
     return 0
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["once"]:
+        from gpu_worker import once
+
+        sys.exit(once.main())
     sys.exit(main())

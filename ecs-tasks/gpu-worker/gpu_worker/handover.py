@@ -1,7 +1,8 @@
 """The last minutes of a worker: finish what fits, give back the rest (pure).
 
 T is the moment the instance is taken, or the container killed. A job that by its own ETA ends before T-20 s is
-finished; any other is released at once; and at T-10 s whatever still runs is released, ETA or not.
+finished; any other is released at once, and so is every job not begun; and at T-10 s whatever still runs is released,
+ETA or not.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class Pace:
         return timedelta(seconds=max(usual, by_size))
 
 
-def give_back_at(doom: Doom, started: datetime, eta: timedelta | None) -> datetime:
-    """When the job in hand must be released: at once, or at the last call if it fits."""
+def give_back_at(doom: Doom, began: datetime | None, eta: timedelta | None) -> datetime:
+    """When a job in hand must be released: at once, or at the last call if it was begun upon and fits."""
+    if began is None:
+        return doom.heard
     ends = doom.heard + UNKNOWN_FITS
-    if eta is not None and started + eta >= doom.heard:  # one that is overdue can no longer be predicted
-        ends = started + eta
+    if eta is not None and began + eta >= doom.heard:  # one that is overdue can no longer be predicted
+        ends = began + eta
     return doom.deadline - LAST_CALL if ends <= doom.deadline - READY else doom.heard

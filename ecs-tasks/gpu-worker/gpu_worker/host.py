@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,22 @@ _open = build_opener(ProxyHandler({})).open  # link-local addresses are never be
 
 
 class Host:
-    """The two ways to hear that this worker must go, and the facts about its instance."""
+    """The ways to hear that this worker must go, and the facts about its instance."""
 
-    def __init__(self, directory: Path, stop_timeout: timedelta, pulse_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        stop_timeout: timedelta,
+        pulse_file: Path | None = None,
+        problem: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._directory = directory
         self._stop_timeout = stop_timeout
         self._pulse_file = pulse_file
         self._notice: Doom | None = None
         self._stop: Doom | None = None
+        self._problem = problem
+        self._broken: Doom | None = None
         self._facts: dict[str, str] = {}
         self._container_instance: str | None = None
 
@@ -47,10 +55,18 @@ class Host:
         """Whether SIGTERM has come."""
         return self._stop is not None
 
+    @property
+    def broken(self) -> bool:
+        """Whether this machine has a problem that ends with it."""
+        return self._broken is not None
+
     def doom(self, now: datetime) -> Doom | None:
-        """The nearest end that was announced, by SIGTERM or by a notice."""
+        """The nearest end: announced by SIGTERM or by a notice, or come because this machine is broken."""
         self._notice = self._notice or self._read_notice(now)
-        known = [doom for doom in (self._notice, self._stop) if doom]
+        if not self._broken and (problem := self._problem()):
+            log("this machine is broken", problem=problem)
+            self._broken = Doom(now, now)
+        known = [doom for doom in (self._notice, self._stop, self._broken) if doom]
         return min(known, key=lambda doom: doom.deadline, default=None)
 
     def facts(self) -> Mapping[str, str]:
@@ -72,8 +88,8 @@ class Host:
         return None
 
     def pulse(self) -> None:
-        """Show the container's health check that the loop turns."""
-        if self._pulse_file:
+        """Show the container's health check that the loop turns, on a machine that is good for something."""
+        if self._pulse_file and not self._broken:
             self._pulse_file.touch()
 
     def pause(self, seconds: float) -> None:

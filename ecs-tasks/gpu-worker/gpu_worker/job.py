@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 LONGEST_KEY = 1024
 """Bytes of UTF-8 in an S3 object key (S3 user guide, "Naming Amazon S3 objects")."""
@@ -21,6 +21,9 @@ class NotAJob(Exception):
 @dataclass(frozen=True)
 class Job:
     """One upload to be worked on. `size` is in bytes; `version` is empty in a bucket without versions."""
+
+    not_theirs: ClassVar[tuple[str, ...]] = (".parts/", ".checkpoints/", ".failures/", ".manifests/")
+    """Folders of the results bucket that are not for the results of uploads."""
 
     job_id: str
     bucket: str
@@ -63,7 +66,13 @@ def result_key(job: Job, name: str) -> str:
     """
     rest = f"/{job.job_id}/{_harmless(name)}"
     room = LONGEST_KEY - len(rest.encode()) - len("%2E%2E")  # a cut may leave `..` at the end
-    return _harmless(_harmless(job.key).encode()[:room].decode(errors="ignore")) + rest
+    return _harmless(_apart(job).encode()[:room].decode(errors="ignore")) + rest
+
+
+def _apart(job: Job) -> str:
+    """The key, outside the folders in which workers leave something for each other: an upload may have any name."""
+    key = _harmless(job.key)
+    return "%2E" + key[1:] if key.startswith(job.not_theirs) else key
 
 
 def _harmless(path: str) -> str:

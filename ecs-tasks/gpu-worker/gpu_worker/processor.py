@@ -1,7 +1,7 @@
 """The processor, in a process of its own: hostile input may crash it, hang it or fill it, and the worker goes on.
 
 One child serves many jobs, a JSON line in and a JSON line out for each, and is started anew after it died. The child
-never calls AWS, and the worker never opens the input.
+never calls AWS, and the worker never opens the input. What the child starts is in its session, and ends with it.
 """
 
 from __future__ import annotations
@@ -9,27 +9,39 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
+import resource
+import selectors
 import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import IO, Any, cast
 
+from gpu_worker.log import log
 from gpu_worker.outcome import DONE, NOT_NOW, REJECTED, NotNow, Outcome, Rejected
+from gpu_worker.printed import Printed
+from gpu_worker.session import end_followers
 
 LONGEST_ANSWER = 64 * 1024
 LONGEST_ERROR = 2000
 LOADING = timedelta(minutes=2)
 """A user's processor may load a model before it is ready."""
+WHOLE_PIPE = 1 << 20
+"""Bytes: as much as a pipe can hold (man 7 pipe, /proc/sys/fs/pipe-max-size)."""
+LARGEST_OUTPUT = 8 << 30
+"""Bytes, of one file here and of all files of a job when they are stored (`cloud.py`)."""
+MOST_OPEN_FILES = 65_536
 
 Process = Callable[[Path, Path, Mapping[str, Any]], None]
+Stitch = Callable[[list[Path], Path, Mapping[str, Any]], None]
 
 
 class BadProcessor(Exception):
@@ -39,16 +51,26 @@ class BadProcessor(Exception):
 class Processor:
     """The worker's end: one job at a time in the child."""
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        self._order = [sys.executable, "-m", "gpu_worker.processor", name, json.dumps(options)]
+    def __init__(self, name: str, options: Mapping[str, Any], largest_output: int = LARGEST_OUTPUT) -> None:
+        me = [sys.executable, "-m", "gpu_worker.processor"]
+        self._order = [*me, name, json.dumps(options), str(largest_output)]
         self.launch()
 
     def launch(self) -> None:
         """Start a child; it loads the user's code while the worker does something else."""
         self._wire, theirs = socket.socketpair()
         with theirs:
-            self._child = subprocess.Popen(self._order, stdin=theirs.fileno(), stdout=sys.stderr.fileno())
+            self._child = subprocess.Popen(
+                self._order,
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # no signal meant for the worker's group reaches it
+            )
+        self._output = cast(IO[bytes], self._child.stdout)
+        os.set_blocking(self._output.fileno(), False)
         self._ready = False
+        self._listen_for("")
 
     def wait_ready(self) -> None:
         """Return when there is a child that has loaded the user's code."""
@@ -65,9 +87,14 @@ class Processor:
         self._ready = True
 
     def run(self, source: Path, output_dir: Path, job: Mapping[str, Any], limit: timedelta) -> Outcome:
-        """Work on one job for at most `limit`; whatever happens to the child becomes an outcome."""
+        """Work on one job for at most `limit`; whatever happens to the child becomes an outcome.
+
+        A `source` that is a folder holds a folder for each part of the job, with the part's results: they are stitched.
+        A job that is split instead of processed has its parts in `parts_dir(output_dir)` afterwards.
+        """
         try:
             self.wait_ready()
+            self._listen_for(job["job_id"])
             self._wire.settimeout(limit.total_seconds())
             request = {"input": str(source), "output_dir": str(output_dir), "job": job}
             self._wire.sendall(json.dumps(request).encode() + b"\n")
@@ -76,11 +103,22 @@ class Processor:
         except OSError:
             return self._end()
         answer = self._answer(limit)
-        return answer if isinstance(answer, Outcome) else Outcome(int(answer["code"]), str(answer["error"]))
+        self._printed.end()
+        if isinstance(answer, Outcome):
+            return answer
+        code, said = int(answer["code"]), str(answer["error"])
+        if code != DONE and not said:
+            said = f"exit code {code}: {self._printed.last or 'and not a word'}"
+        return Outcome(code, said)
 
     def kill(self) -> None:
         """End the child in the middle of whatever it does; safe from any thread."""
         self._child.kill()
+        end_followers(self._child.pid)
+
+    def _listen_for(self, job_id: str) -> None:
+        """What is printed from here on belongs to this job."""
+        self._printed = Printed(lambda line: log("printed", job_id=job_id, line=line))
 
     def _answer(self, limit: timedelta) -> dict[str, Any] | Outcome:
         """The child's next line, or what it means that none came."""
@@ -88,7 +126,8 @@ class Processor:
         line = b""
         try:
             while not line.endswith(b"\n") and len(line) < LONGEST_ANSWER:
-                self._wire.settimeout(max(0.001, ends - time.monotonic()))
+                if not self._hear(ends - time.monotonic()):
+                    continue
                 part = self._wire.recv(LONGEST_ANSWER)
                 if not part:
                     return self._end()
@@ -99,64 +138,153 @@ class Processor:
             return Outcome(1, f"time-out: the processor took more than {limit.total_seconds():g} s")
         except (OSError, ValueError):
             return self._end()
+        self._drain()
         return answer
 
+    def _hear(self, left: float) -> bool:
+        """Wait for the child to say something; True when it is an answer, and not only output."""
+        if left <= 0:
+            raise TimeoutError
+        with selectors.DefaultSelector() as either:
+            either.register(self._wire, selectors.EVENT_READ)
+            if not self._output.closed:
+                either.register(self._output, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in either.select(left)}
+        if self._output in ready:
+            self._drain()
+        return self._wire in ready
+
+    def _drain(self) -> None:
+        """Take what has been printed so far. What came before an answer is still in the pipe: one read takes all."""
+        if self._output.closed:
+            return
+        with suppress(BlockingIOError):
+            printed = os.read(self._output.fileno(), WHOLE_PIPE)
+            self._printed.feed(printed)
+            if not printed:
+                self._output.close()
+
     def _end(self) -> Outcome:
-        """Make sure that the child is dead, and say how it died."""
+        """Make sure that the child is dead and has left nothing behind, and say how it died."""
         self._wire.close()
         try:
-            return Outcome.of_death(self._child.wait(timeout=1))
+            code = self._child.wait(timeout=1)
         except subprocess.TimeoutExpired:
             self._child.kill()
-            return Outcome.of_death(self._child.wait())
+            code = self._child.wait()
+        end_followers(self._child.pid)
+        self._drain()
+        self._output.close()
+        return Outcome.of_death(code)
 
 
-def serve(name: str, options: Mapping[str, Any]) -> None:
+def parts_dir(output_dir: Path) -> Path:
+    """Where a processor that splits a job writes the parts, one file each; the order of their names is theirs."""
+    return output_dir.with_name("parts")
+
+
+@dataclass(frozen=True)
+class UserCode:
+    """What a user brings: one function, and two more if large jobs are to be shared among workers."""
+
+    process: Process
+    split: Process | None = None
+    stitch: Stitch | None = None
+
+
+def serve(name: str, options: Mapping[str, Any], largest_output: int) -> None:
     """The child's end: load `module:function`, then work on what comes until the worker is gone."""
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(asked, signal.SIG_IGN)  # whether to stop in mid-job is the worker's decision
-    wire = socket.socket(fileno=0)
+    wire = _own_wire()
+    _bound(largest_output)
     orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
     Thread(target=_listen, args=(wire, orders), daemon=True).start()
 
-    process, problems = _load(name, options)
+    code, problems = _load(name, options)
     _say(wire, {"problems": problems})
-    while process:
-        outcome = _attempt(process, orders.get())
+    while code:
+        outcome = _attempt(code, orders.get())
+        sys.stdout.flush()
         _say(wire, {"code": outcome.code, "error": outcome.error[:LONGEST_ERROR]})
 
 
-def _load(name: str, options: Mapping[str, Any]) -> tuple[Process | None, list[str]]:
-    """The user's function, or what is wrong with it, or what its module's `problems(options)` says of the options."""
+def _own_wire() -> socket.socket:
+    """The worker's end of the wire is our standard input: no program that we start may read from it."""
+    wire = socket.socket(fileno=os.dup(0))
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return wire
+
+
+def _bound(largest_output: int) -> None:
+    """What one process may use up, for it and all that it starts.
+
+    Memory is bounded by the task's own limit: RLIMIT_AS would count addresses, of which CUDA reserves far more than
+    there is memory. When that limit is met, the kernel is to kill the processor and not the worker.
+    """
+    for what, most in (
+        (resource.RLIMIT_CORE, 0),  # a dump of a GPU process fills the scratch space
+        (resource.RLIMIT_FSIZE, largest_output),
+        (resource.RLIMIT_NOFILE, MOST_OPEN_FILES),
+    ):
+        _, hard = resource.getrlimit(what)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # noqa: PLW2901
+        resource.setrlimit(what, (most, most))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _load(name: str, options: Mapping[str, Any]) -> tuple[UserCode | None, list[str]]:
+    """The user's functions, or what is wrong with them, or what the module's `problems(options)` says of the options.
+
+    Only both together are a split and a stitch: a module may have imported some other `split`.
+    """
     module_name, _, function = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-        process: Process = getattr(module, function)
+        code = UserCode(getattr(module, function))
+        if hasattr(module, "split") and hasattr(module, "stitch"):
+            code = UserCode(code.process, module.split, module.stitch)
         problems = list(module.problems(options)) if hasattr(module, "problems") else []
     except Exception as error:  # noqa: BLE001 (user code: any way it fails to load is the answer)
         return None, [f"{name}: {type(error).__name__}: {error}"]
-    return None if problems else process, problems
+    return None if problems else code, problems
 
 
-def _attempt(process: Process, order: Mapping[str, Any]) -> Outcome:
+def _attempt(code: UserCode, order: Mapping[str, Any]) -> Outcome:
     try:
-        process(Path(order["input"]), Path(order["output_dir"]), order["job"])
+        _do(code, Path(order["input"]), Path(order["output_dir"]), order["job"])
     except Rejected as error:
-        return Outcome(REJECTED, str(error))
+        return Outcome(REJECTED, str(error) or "rejected")
     except NotNow as error:
-        return Outcome(NOT_NOW, str(error))
+        return Outcome(NOT_NOW, str(error) or "not now")
     except SystemExit as error:
-        return Outcome(error.code if isinstance(error.code, int) else int(bool(error.code)), f"exit {error.code}")
+        return Outcome(error.code if isinstance(error.code, int) else int(bool(error.code)))
     except Exception as error:  # noqa: BLE001 (user code: the table of outcomes says what any failure means)
         traceback.print_exc()
         return Outcome(1, f"{type(error).__name__}: {error}")
     return Outcome(DONE)
 
 
+def _do(code: UserCode, source: Path, output_dir: Path, job: Mapping[str, Any]) -> None:
+    """Stitch what is in parts; split what can be split, once; process the rest."""
+    if source.is_dir():
+        if code.stitch is None:
+            raise RuntimeError("the job was split, and this processor has no stitch")
+        return code.stitch(sorted(source.iterdir()), output_dir, job)
+    if code.split and "part" not in job:
+        parts = parts_dir(output_dir)
+        parts.mkdir()
+        code.split(source, parts, job)
+        if any(parts.iterdir()):
+            return None
+    return code.process(source, output_dir, job)
+
+
 def _listen(wire: socket.socket, orders: SimpleQueue[dict[str, Any]]) -> None:
     with wire.makefile("rb") as lines:
         for line in lines:
             orders.put(json.loads(line))
+    end_followers(os.getpid())
     os._exit(0)  # the worker is gone, and with it whoever would want this job's result
 
 
@@ -165,4 +293,4 @@ def _say(wire: socket.socket, answer: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], json.loads(sys.argv[2]))
+    serve(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]))
