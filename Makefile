@@ -1,15 +1,16 @@
 # `make demo` runs the main job on the local cloud; `make test` passes the tests. Both set themselves up.
 PYTHON ?= python3
 SEED ?= 7
-SPEED ?= 4
+PROFILE ?= fleet
+SPEED ?=
 
-.PHONY: help demo test check setup latency bench bench-build bench-replay bench-storm lock clean
+.PHONY: help demo test check setup latency bench bench-build bench-replay bench-storm bench-worker soak image image-test lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
-demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4
-	@.venv/bin/python -m localcloud.demo --seed $(SEED) --speed $(SPEED)
+demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PROFILE=fleet
+	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile $(PROFILE) $(if $(SPEED),--speed $(SPEED))
 
 test: check  ## everything CI runs, under ten minutes on two cores
 	@.venv/bin/python -m pytest -m "not story" --numprocesses 3 --dist loadfile
@@ -31,6 +32,12 @@ bench-replay: setup  ## 45 days of nine zones under the shipped policy, in secon
 
 bench-storm: setup  ## 1,000 notices in a second, of 5,000 instances: build/bench/storm.json
 	@.venv/bin/python bench/storm.py
+
+bench-worker: setup  ## the worker beside its processor alone and a plain loop, and its calls: build/bench/worker.json
+	@.venv/bin/python bench/worker.py
+
+soak: setup  ## 2,000 jobs by workers that are killed all the time, on a cloud that fails and repeats itself
+	@SOAK_JOBS=2000 .venv/bin/python -m pytest -q -s tests/test_soak.py
 
 bench: setup  ## the long replays, of every policy (SPINDRIFT_TRACES=folder for recorded markets): build/bench/replay.html
 	@.venv/bin/python bench/replay.py --all
@@ -70,6 +77,13 @@ setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the 
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target .agent-site \
 		--only-binary=:all: --platform any --python-version 3.9 --implementation py --abi none -r requirements/agent.txt
 	@touch $@
+
+image: setup  ## the worker's image by podman or docker, for build.py local --containers: BASE_IMAGE=python:3.13-slim-bookworm
+	@BASE_IMAGE=$(BASE_IMAGE) VERSION=$(or $(VERSION),0) \
+		REVISION=$(or $(REVISION),$(shell git rev-parse --short HEAD 2>/dev/null)) .venv/bin/python -m localcloud.engine
+
+image-test: setup  ## the worker's image built, run and made to stop, read-only and powerless
+	@.venv/bin/python -m pytest tests/test_image.py --durations 5
 
 lock:  ## compile requirements/*.in to pinned, hashed *.txt (needs uv)
 	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/main.in -o requirements/main.txt

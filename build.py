@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +19,11 @@ try:
     import click
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 
-    from ops.account import Account, told
+    from ops.account import Account, NoSuchStack, told
+    from ops.ami import Baker, CannotBake
+    from ops.dlq import DeadLetters, Done
     from ops.doctor import COULD_NOT_LOOK, OK, PROBLEM, Doctor
-    from ops.down import CouldNotTakeDown, Down, NoSuchStack
+    from ops.down import CouldNotTakeDown, Down
     from ops.package import CannotPackage, package
     from ops.publish import CannotPublish, publish
     from replay.command import replay
@@ -32,6 +36,9 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parent
 MANIFEST = "manifest.json"
 STACK_NAME = "spindrift"
+WHEN = {"cluster": ("", "Next"), "image": ("-image", "Only for an image of your own (docs/operations.md)")}
+"""By stack: what its name has behind ours, and when it is deployed."""
+WATCH_SECONDS = 5
 DOCKERFILE = "ecs-tasks/gpu-worker/Dockerfile"
 
 
@@ -195,10 +202,13 @@ def publish_command(paths: Paths, bucket: str) -> None:
         raise Failed(str(error)) from error
     for name in uploaded:
         click.echo(f"s3://{bucket}/{name}")
-    click.echo(f"{len(uploaded)} uploaded, {len(files) - len(uploaded)} already there\n\nNext:\n")
+    click.echo(f"{len(uploaded)} uploaded, {len(files) - len(uploaded)} already there")
     for stack in manifest["stacks"]:
+        suffix, why = WHEN.get(stack["name"], (f"-{stack['name']}", f"For {stack['name']}"))
+        template = out / stack["template"]
         click.echo(
-            f"  aws cloudformation deploy --stack-name {STACK_NAME} --template-file {out / stack['template']} \\\n"
+            f"\n{why}:\n\n"
+            f"  aws cloudformation deploy --stack-name {STACK_NAME}{suffix} --template-file {template} \\\n"
             f"    --capabilities CAPABILITY_IAM --s3-bucket {bucket} \\\n"
             f"    --parameter-overrides AssetsBucket={bucket} WorkerImage=IMAGE"
         )
@@ -272,6 +282,174 @@ def _must_mean_it(name: str) -> None:
         raise Wrong("that is not its name: nothing was done")
 
 
+stack_option = click.option("--stack", "name", required=True, help="The name it was deployed with.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+jobs_argument = click.argument("jobs", nargs=-1)
+all_option = click.option("--all", "everything", is_flag=True, help="All that is in the queue.")
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """What an account may answer, as the operator is told of it."""
+    try:
+        yield
+    except (NoSuchStack, NoCredentialsError, NoRegionError) as error:
+        raise Wrong(str(error)) from error
+    except (ClientError, BotoCoreError) as error:
+        raise Failed(told(error)) from error
+
+
+@cli.command("status")
+@stack_option
+@click.option("--watch", is_flag=True, help="Look again every five seconds, until Ctrl-C.")
+@json_option
+def status_command(name: str, watch: bool, as_json: bool) -> None:
+    """Show what waits, what works, what it costs, and why nothing starts.
+
+    When jobs wait and you wonder:
+
+        python build.py status --stack NAME
+
+    Exit status: 0 shown; 1 AWS did not answer; 2 there is no such stack, or the command line is wrong.
+    """
+    # Here and not above: it needs the market Lambda's own code, and only this command and `pools` do.
+    from ops.status import Status  # noqa: PLC0415
+
+    with _asking():
+        status = Status(Account(), name)
+        while True:
+            report = status.report(datetime.now(UTC))
+            if watch and not as_json:
+                click.clear()
+            click.echo(report.json() if as_json else "\n".join(report.text()))
+            if not watch:
+                return
+            try:
+                time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return
+
+
+@cli.group()
+def dlq() -> None:
+    """Look at jobs that failed for good, requeue them or purge them.
+
+    When the alarm of the dead-letter queue rings:
+
+        python build.py dlq list --stack NAME
+
+    JOB is what `list` shows: a job's id, or a message's own where it tells of no job or of several. Exit status: 0
+    done; 1 something is left, or AWS did not answer; 2 there is no such stack, or the command line is wrong.
+    """
+
+
+@dlq.command("list")
+@stack_option
+@json_option
+def dlq_list(name: str, as_json: bool) -> None:
+    """Show what is in the dead-letter queue: the first thousand."""
+    with _asking():
+        listing = DeadLetters(Account(), name).listing()
+    if as_json:
+        click.echo(json.dumps({"more": listing.more, "jobs": [asdict(one) for one in listing.entries]}, default=str))
+        return
+    for line in listing.text():
+        click.echo(line)
+
+
+@dlq.command("show")
+@stack_option
+@click.argument("job")
+def dlq_show(name: str, job: str) -> None:
+    """Show one message and the records of its jobs, as JSON."""
+    with _asking():
+        found = DeadLetters(Account(), name).show(job)
+    if found is None:
+        raise Failed(f"{job} is not in the dead-letter queue, or somebody looks at it just now")
+    click.echo(json.dumps(found, indent=2, sort_keys=True))
+
+
+@dlq.command("requeue")
+@stack_option
+@jobs_argument
+@all_option
+@json_option
+@click.pass_context
+def dlq_requeue(context: click.Context, name: str, jobs: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """Give jobs another chance, without their failures.
+
+    When the cause is mended:
+
+        python build.py dlq requeue --stack NAME --all
+    """
+    names = _which(jobs, everything)
+    with _asking():
+        done = DeadLetters(Account(), name).requeue(names)
+    _tell(context, "requeued", done, as_json)
+
+
+@dlq.command("purge")
+@stack_option
+@jobs_argument
+@all_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_context
+def dlq_purge(
+    context: click.Context, name: str, jobs: tuple[str, ...], everything: bool, yes: bool, as_json: bool
+) -> None:
+    """Delete messages for ever. The records of their jobs stay, and say FAILED."""
+    names = _which(jobs, everything)
+    with _asking():
+        letters = DeadLetters(Account(), name)
+        if not yes:
+            click.echo(f"to be deleted: {'all' if names is None else ', '.join(names)}")
+            _must_mean_it(name)
+        done = letters.purge(names)
+    _tell(context, "purged", done, as_json)
+
+
+def _which(jobs: tuple[str, ...], everything: bool) -> tuple[str, ...] | None:
+    if bool(jobs) == everything:
+        raise Wrong("name jobs, or say --all")
+    return None if everything else jobs
+
+
+def _tell(context: click.Context, verb: str, done: Done, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({verb: done.done, "already": done.already, "left": done.left}))
+    else:
+        for word, names in ((verb, done.done), ("already", done.already), ("left", done.left)):
+            for one in names:
+                click.echo(f"{word}: {one}")
+        click.echo(f"{len(done.done)} {verb}, {len(done.left)} left")
+    context.exit(1 if done.left else 0)
+
+
+@cli.command("ami")
+@stack_option
+@click.option("--follow", is_flag=True, help="Tell how far it is, until the image is there.")
+def ami_command(name: str, follow: bool) -> None:
+    """Bake an image of your own.
+
+    When the stack of build/image.json is deployed, and whenever the agent, the worker's image or ECS's own is newer:
+
+        python build.py ami --stack NAME --follow
+
+    A build that runs already is followed, and no other is started. It goes on when you press Ctrl-C. Exit status: 0 the
+    image is there, or (without --follow) its build has been started; 1 it failed, or AWS did not answer; 2 there is no
+    such stack, or the command line is wrong.
+    """
+    with _asking():
+        baker = Baker(Account(), name, say=click.echo)
+        try:
+            arn = baker.start()
+            if follow:
+                baker.follow(arn)
+        except CannotBake as error:
+            raise Failed(str(error)) from error
+
+
 @cli.command("pools")
 @settings_option
 @click.option("--stack", "name", help="Show what its market Lambda knows; without it, the pools of the settings.")
@@ -319,7 +497,7 @@ def pools_command(
             return
         settings = context.find_root().ensure_object(Paths).settings
         report = pools.of_stack(account, name) if name else pools.of_settings(account, Settings.load(settings), now)
-    except (BadSettings, pools.NoSuchStack, NoCredentialsError, NoRegionError) as error:
+    except (BadSettings, NoSuchStack, NoCredentialsError, NoRegionError) as error:
         raise Wrong(str(error)) from error
     except pools.NothingFits as error:
         raise Failed(str(error)) from error
@@ -334,8 +512,11 @@ def pools_command(
 @click.option("--seed", type=int, help="The same seed is the same Spot market.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Where the API listens, on 127.0.0.1.")
 @click.option("--state", type=click.Path(file_okay=False), help="Keep state and logs here when it ends.")
+@click.option("--containers", is_flag=True, help="Run tasks in podman or docker (see make image), not as processes.")
 @click.pass_context
-def local(context: click.Context, speed: float | None, seed: int | None, port: int | None, state: str | None) -> None:
+def local(
+    context: click.Context, speed: float | None, seed: int | None, port: int | None, state: str | None, containers: bool
+) -> None:
     """Keep a local cloud up until Ctrl-C.
 
     To see an hour of Spot in three minutes, always the same one:
@@ -347,7 +528,7 @@ def local(context: click.Context, speed: float | None, seed: int | None, port: i
 
     given = {"--speed": speed, "--seed": seed, "--port": port, "--state": state}
     arguments = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-    context.exit(command.main(arguments))
+    context.exit(command.main([*arguments, *(["--containers"] if containers else [])]))
 
 
 cli.add_command(replay)

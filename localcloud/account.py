@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from ministack.core.responses import request_scope
-from ministack.services import cloudformation, iam
+from ministack.services import cloudformation, ecr, iam
 
+from localcloud.image import WORKER
 from localcloud.world import ACCOUNT, REGION
 
 LINKED_ROLES: Mapping[str, str] = {
@@ -21,12 +23,26 @@ LINKED_ROLES: Mapping[str, str] = {
 
 
 def install() -> None:
-    """Make the roles, as the console does on first use; have every stack tell its description."""
+    """Make the roles, as the console does on first use; push the worker's image; have every stack tell its
+    description.
+    """
     _name_linked_roles()
     with request_scope(ACCOUNT, REGION):
         for service in LINKED_ROLES:
             iam._IAM_HANDLERS["CreateServiceLinkedRole"]({"AWSServiceName": [service]})
+    push_image(WORKER)
     _tell_descriptions()
+
+
+def push_image(name: str) -> None:
+    """Let ECR know an image, `repository:tag`, as `docker push` does. There are no layers: nothing is pulled here."""
+    repository, _, tag = name.partition(":")
+    manifest = {"schemaVersion": 2, "layers": [], "annotations": {"org.opencontainers.image.ref.name": name}}
+    with request_scope(ACCOUNT, REGION):
+        ecr._create_repository({"repositoryName": repository})  # that it is there is fine
+        ecr._put_image(
+            {"repositoryName": repository, "imageTag": tag or "latest", "imageManifest": json.dumps(manifest)}
+        )
 
 
 def _name_linked_roles() -> None:

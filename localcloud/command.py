@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from localcloud import ec2, ecs, monitoring, substrate
+from localcloud import ec2, ecs, engine, monitoring, substrate
 from localcloud.control import Control
 from localcloud.formation import Guard, Resource
 from localcloud.groups import AutoScaling
@@ -61,10 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speed", type=float, default=1.0, help="how many times faster AWS's own times pass")
     parser.add_argument("--seed", type=int, default=0, help="of the market and all other chance")
     parser.add_argument("--state", type=Path, help="folder for state and logs (default: one that goes when it ends)")
+    parser.add_argument("--containers", action="store_true", help="run tasks in podman or docker, not as processes")
     # Whoever starts the cloud as a child holds the other end: however it dies, the cloud goes with it.
     parser.add_argument("--leash", action="store_true", help="end when standard input does")
     options = parser.parse_args(arguments)
     endpoint = f"http://127.0.0.1:{options.port or free_port()}"
+    try:
+        runtime = engine.find() if options.containers else None
+    except engine.NoEngine as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if runtime:
+        runtime.sweep()
+        sys.stdout.write("# tasks run in containers: `make image` builds the worker's image\n")
     with contextlib.ExitStack() as stack:
         state = options.state or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spindrift-local-")))
         sys.stdout.write(
@@ -74,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"# state and logs: {state}\n# the worker's image is {REGISTRY}/{WORKER}; Ctrl-C ends it\n"
         )
         sys.stdout.flush()
-        world = World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed)
+        world = World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed, engine=runtime)
         asyncio.run(serve(world, leash=options.leash))
     return 0
 

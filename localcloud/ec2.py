@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from localcloud import catalog, listing
+from localcloud import catalog, imagebuilder, listing
 from localcloud.budgets import BudgetResource
 from localcloud.control import Control
 from localcloud.endpoints import EndpointResource, NetworkCalls, RuleResource
@@ -23,7 +23,7 @@ from localcloud.launchtemplates import LaunchTemplateResource
 from localcloud.machine import Machines
 from localcloud.market import SPOT, Market
 from localcloud.network import Network
-from localcloud.offerings import OfferingCalls
+from localcloud.offerings import Amis, OfferingCalls
 from localcloud.prices import LINUX, PriceCalls, PriceList
 from localcloud.quotas import Quotas
 from localcloud.scalingresources import GroupResource, SpotFleetResource, WarmPoolResource
@@ -65,6 +65,7 @@ class Ec2(SpotFleetCalls, OfferingCalls, PriceCalls, NetworkCalls, Service):
         self.fleets = fleets
         self.surveyor = surveyor
         self.network = network
+        self.amis = Amis(instances)
 
     def permissions(self, call: Call) -> Iterable[Permission]:
         """Instances and fleets by ARN with their tags, other calls on everything (Service Authorization Reference)."""
@@ -293,6 +294,8 @@ def furnish(world: World, control: Control, ecs: Ecs) -> tuple[list[Service], di
     machines.in_network(network)
     service = Ec2(instances, Fleets(instances, herald), surveyor, network)
     scaling = AutoScaling(Groups(instances, News()), surveyor)
+    builder = imagebuilder.ImageBuilder(world, surveyor, service.amis, ecs.images)
+    machines.with_images(builder.pulled)
     machines.on_poweroff(lambda one: instances.terminate(one, "api", world.now()))
     resources: dict[str, Resource] = {
         "AWS::AutoScaling::AutoScalingGroup": GroupResource(scaling),
@@ -303,5 +306,6 @@ def furnish(world: World, control: Control, ecs: Ecs) -> tuple[list[Service], di
         "AWS::EC2::SecurityGroupIngress": RuleResource("ingress"),
         "AWS::EC2::SpotFleet": SpotFleetResource(service),
         "AWS::EC2::VPCEndpoint": EndpointResource(world, network),
+        **imagebuilder.resources(builder),
     }
-    return [service, scaling, Quotas(instances), PriceList()], resources, network.guards()
+    return [service, scaling, builder, Quotas(instances), PriceList()], resources, network.guards()

@@ -30,7 +30,7 @@ class Ecs(Services, Tasks, Instances, Service):
     def __init__(self, world: World, emit: Emit = substrate.emit) -> None:
         self.world = world
         self.state = State(world, emit)
-        self.images = Images()
+        self.images = Images(world.engine)
         self._keeper = Keeper(self.state)
         world.every_heartbeat(self._keeper.step)
 
@@ -61,6 +61,18 @@ class Ecs(Services, Tasks, Instances, Service):
             self.state.agents[container_instance] = agent
             self.state.change_instance(instance, agentConnected=True)
             self.world.note("instance joined", instance["ec2InstanceId"], container_instance=container_instance)
+
+    def add_image(self, name: str, folder: str, argv: list[str] | None = None, base: str | None = None) -> None:
+        """Command image/add: publish an image, see Images.add."""
+        from localcloud.account import push_image  # noqa: PLC0415 (it imports the emulator)
+
+        self.images.add(name, folder, argv, base)
+        push_image(name)
+
+    def hear_health(self, task: str, container: str, status: str) -> None:
+        """An agent's telemetry tells the health of a container."""
+        with self.world.lock:
+            self.state.change_health(self.state.tasks[task], container, status)
 
     def instance_gone(self, instance_id: str) -> None:
         """The EC2 instance was terminated: its agent is away at once, its tasks and registration a little later."""
@@ -106,5 +118,5 @@ def furnish(world: World, control: Control) -> tuple[Ecs, dict[str, Resource]]:
     ecs = Ecs(world)
     control.offer("task/kill", ecs.kill)
     control.offer("tasks/show", ecs.show)
-    control.offer("image/add", ecs.images.add)
+    control.offer("image/add", ecs.add_image)
     return ecs, ecs_resources.resources(ecs)

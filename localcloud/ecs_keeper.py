@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from localcloud.ecs_shapes import Document, public
+from localcloud.ecs_shapes import Document, public, short
 from localcloud.ecs_state import KEPT_SECONDS, State, demand_of
 from localcloud.scheduler import ServiceSeen, TaskSeen, decide, place
 
@@ -57,6 +57,9 @@ class Keeper:
             reason = f"Scaling activity initiated by (deployment {primary})"
             if stop.why == "draining":
                 reason = "Task stopped during instance draining"
+            elif stop.why == "health":
+                reason = "Task failed container health checks"
+                self._say(service, f"(task {short(stop.arn)}) failed container health checks.", at)
             self._state.stop_task(by_arn[stop.arn], "ServiceSchedulerInitiated", reason)
         if decision.stops:
             self._say(service, f"has stopped {len(decision.stops)} running tasks.", at)
@@ -80,6 +83,9 @@ class Keeper:
                     protected=state.protected(task),
                     draining=state.instances[task["containerInstanceArn"]]["status"] == "DRAINING",
                     current=task["startedBy"] == service["deployments"][0]["id"],
+                    sick=task["healthStatus"] == "UNHEALTHY",
+                    well=task["lastStatus"] == "RUNNING"
+                    and (task["healthStatus"] == "HEALTHY" or not task["_checked"]),
                 )
                 for task in tasks
             ),

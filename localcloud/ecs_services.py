@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from localcloud import ecshealth
 from localcloud.ecs_shapes import Document, arn, at_most, page, public, short, without_tags, words
 from localcloud.ecs_state import Part, demand_of
 from localcloud.wire import Call, Fault, plays
 
 _CONTAINER_PLAYED = words(
     "name image cpu memory memoryReservation essential entryPoint command environment mountPoints "
-    "resourceRequirements stopTimeout logConfiguration workingDirectory"
+    "resourceRequirements stopTimeout logConfiguration workingDirectory healthCheck"
 )
 _CONTAINER_INERT = words(
-    # Of no effect on a local process, and harmless to leave out: it runs as the laptop's user in its own session.
+    # Of no effect on a plain process, and harmless to leave out: it runs as the laptop's user in its own session.
     "linuxParameters readonlyRootFilesystem ulimits user privileged dockerLabels dockerSecurityOptions "
     "hostname interactive pseudoTerminal versionConsistency systemControls"
 )
@@ -120,6 +121,8 @@ class Services(Part):
                     "ClientException",
                     "Invalid setting for container. At least one of 'memory' or 'memoryReservation' must be specified.",
                 )
+            if "healthCheck" in container and (wrong := ecshealth.complaint(container["healthCheck"])):
+                raise Fault("ClientException", wrong)
             for key, default in (("cpu", 0), ("essential", True), ("environment", []), ("mountPoints", [])):
                 container.setdefault(key, default)
             for volume in given.get("volumes", []):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from localcloud import ecshealth
 from localcloud.ecs_shapes import Document, arn, public, resources, short
 from localcloud.query import Unreadable, parse
 from localcloud.scheduler import Demand, Room
@@ -229,6 +230,7 @@ class State:
                     "name": container["name"],
                     "image": container["image"],
                     "lastStatus": "PENDING",
+                    "healthStatus": "UNKNOWN",
                     "networkInterfaces": [],
                     "cpu": str(container.get("cpu", 0)),
                     **({"memory": str(container["memory"])} if "memory" in container else {}),
@@ -262,6 +264,7 @@ class State:
             "version": 0,
             "_cpu": demand.cpu,
             "_memory": demand.memory,
+            "_checked": any("healthCheck" in each for each in definition["containerDefinitions"]),
             "_protected_until": 0.0,
         }
         self.change_task(task)
@@ -287,6 +290,16 @@ class State:
             task, lastStatus="RUNNING", startedAt=self.now, connectivity="CONNECTED", connectivityAt=self.now
         )
         self._note(task, "task started")
+
+    def change_health(self, task: Document, container: str, status: str) -> None:
+        """A container's health changed, and with it perhaps the task's. That alone is no event of ECS."""
+        for each in task["containers"]:
+            if each["name"] == container:
+                each["healthStatus"] = status
+        statuses = {each["name"]: each["healthStatus"] for each in task["containers"]}
+        task["healthStatus"] = ecshealth.of_task(self.definition(task["taskDefinitionArn"]), statuses)
+        self.tasks[task["taskArn"]] = task
+        self._note(task, "task health", container=container, health=status)
 
     def task_stopped(self, task: Document, code: str, reason: str, exits: Mapping[str, Document] | None = None) -> None:
         """Its containers ended. `code` and `reason` are kept only when nobody had asked it to stop."""

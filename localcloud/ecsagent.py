@@ -202,6 +202,11 @@ class EcsAgent:
         change = {"cluster": self.cluster, "task": process.arn, "status": status, **detail}
         self._insist("SubmitTaskStateChange", change)
 
+    def tell_health(self, process: TaskProcess, container: str, status: str) -> None:
+        """Tell ECS what a container's health check shows now: the telemetry of AWS's agent, which says no more here."""
+        if not self._stopped.is_set():
+            self._ecs.hear_health(process.arn, container, status)
+
     def ended(self, process: TaskProcess, reason: str | None, exits: list[dict[str, Any]]) -> None:
         """A task is over; an agent that died with its instance says nothing."""
         told = {"reason": reason} if reason else {}

@@ -1,7 +1,8 @@
 """Container images of the laptop: a name, and the local command and folder that stand for it.
 
-There is no container: no file system, network or user of its own. ENTRYPOINT, CMD and ENV are read from the image's
-Dockerfile, WORKDIR is the folder that the Dockerfile is in, and `python` is the Python that runs this.
+Without an engine there is no container: no file system, network or user of its own. ENTRYPOINT, CMD and ENV are read
+from the image's Dockerfile, WORKDIR is the folder that the Dockerfile is in, and `python` is the Python that runs this.
+With one the registry is what the engine has in its store.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from localcloud.engine import Engine
 from localcloud.world import ACCOUNT, REGION
 
 REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 """The account's own registry has everything that there is here; a name without it is one of a public registry."""
 WORKER = "gpu-worker:local"
-_WORKER_FOLDER = Path(__file__).resolve().parent.parent / "ecs-tasks" / "gpu-worker"
+WORKER_FOLDER = Path(__file__).resolve().parent.parent / "ecs-tasks" / "gpu-worker"
 _INSTRUCTION = re.compile(r"^\s*(FROM|ENTRYPOINT|CMD|ENV|WORKDIR)\s+(.*)$", re.IGNORECASE)
 
 
@@ -40,6 +42,8 @@ class Image:
     """Where the folder is inside the image."""
     layers: tuple[Path, ...] = ()
     """Folders put on top of it: the code of a processor."""
+    tag: str = ""
+    """Its name in the engine's store."""
 
     def local(self, value: str) -> str:
         """A value with paths below WORKDIR turned into paths of this machine."""
@@ -61,9 +65,12 @@ class Image:
 
 
 class Images:
-    """The registry: the worker's image, `python`, and what was added."""
+    """The registry: the worker's image, `python`, and what was added. With an engine: its store, and what was put on
+    top of an image there.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._engine = engine
         self._added: dict[str, Image] = {}
 
     def pull(self, name: str) -> Image:
@@ -71,8 +78,12 @@ class Images:
         name = name.removeprefix(f"{REGISTRY}/")
         if name in self._added:
             return self._added[name]
+        if self._engine:
+            if self._engine.has(name):
+                return Image(Path("/"), tag=name)
+            raise NoSuchImage(name)
         if name == WORKER:
-            return read_dockerfile(_WORKER_FOLDER)
+            return read_dockerfile(WORKER_FOLDER)
         if name == "python":
             return Image(Path.cwd(), entry_point=("python",))
         raise NoSuchImage(name)
@@ -83,6 +94,8 @@ class Images:
         if base is not None:
             image = self.pull(base)
             image = replace(image, layers=(path, *image.layers))
+        elif self._engine:
+            raise NoSuchImage(f"{name}: build it with the engine that runs the containers")
         elif argv is None and (path / "Dockerfile").exists():
             image = read_dockerfile(path)
         else:

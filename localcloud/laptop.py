@@ -113,12 +113,13 @@ class Laptop:
 
 
 @contextlib.contextmanager
-def laptop(state: Path, *, speed: float = 1.0, seed: int = 0) -> Iterator[Laptop]:
+def laptop(state: Path, *, speed: float = 1.0, seed: int = 0, containers: bool = False) -> Iterator[Laptop]:
     """Start a local cloud with its state under `state`, and end it with everything it started."""
     state.mkdir(parents=True, exist_ok=True)
     endpoint = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "localcloud.command", "--leash", "--port", endpoint.rsplit(":", 1)[1]]
     command += ["--speed", str(speed), "--seed", str(seed), "--state", str(state)]
+    command += ["--containers"] if containers else []
     with (state / "cloud.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True

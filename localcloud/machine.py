@@ -80,6 +80,7 @@ class Machines:
         self._due: dict[str, datetime] = {}
         self._poweroff: Callable[[Instance], None] = lambda _: None
         self._network: Network | None = None
+        self._pulled: Callable[[str], set[str]] = lambda _: set()
         self.path = _stubs(world.state / "bin") + ":" + PATH
         world.every_heartbeat(self.step)
         world.on_stop(self.stop)
@@ -96,13 +97,17 @@ class Machines:
         """Have instances get only where their subnets let them."""
         self._network = network
 
+    def with_images(self, pulled: Callable[[str], set[str]]) -> None:
+        """Which container images are on the disk of an instance, by the AMI that it is launched from."""
+        self._pulled = pulled
+
     def way(self, instance: Instance) -> Way:
         """How an instance gets to AWS."""
         return InstanceWay(self._network, instance) if self._network else OPEN
 
     def boot(self, instance: Instance) -> None:
         """Power on. The user data runs some forty seconds of AWS's time later, once in an instance's life."""
-        disk = self._disks.setdefault(instance.id, Disk())
+        disk = self._disks.setdefault(instance.id, Disk(images=self._pulled(instance.blueprint.image_id)))
         self._machines[instance.id] = Machine(self, instance, disk)
         seconds = START_SECONDS if disk.initialized else BOOT_SECONDS
         self._due[instance.id] = self.world.now() + timedelta(seconds=self.world.scaled(seconds))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moto.ssm.utils import convert_to_params
 from moto.utilities.utils import load_resource
@@ -15,16 +16,65 @@ from moto.utilities.utils import load_resource
 from localcloud import catalog, listing
 from localcloud.requirements import satisfying
 from localcloud.wire import Call, Fault, plays
-from localcloud.world import REGION, ZONES
+from localcloud.world import ACCOUNT, REGION, ZONES, World
+
+if TYPE_CHECKING:
+    from localcloud.instances import Instances
 
 IMAGE_OWNER = "591542846629"
 """Amazon's account for ECS images (ECS Developer Guide, "Retrieving Amazon ECS-optimized Linux AMI metadata")."""
 ROOT_GIB = 30
 """Snapshot of the ECS AL2023 images (aws/amazon-ecs-ami, variables.pkr.hcl)."""
+STORED_BYTES = 14 * 2**30
+"""What the snapshot of an image of our own holds: chosen."""
+
+
+class Amis:
+    """The account's own images. Called with the world's lock held."""
+
+    def __init__(self, instances: Instances) -> None:
+        self._instances = instances
+        self.shown: dict[str, dict[str, Any]] = {}
+        """By id: as DescribeImages shows it."""
+        self.snapshots: dict[str, dict[str, Any]] = {}
+
+    def register(self, name: str, root_gib: int, tags: Mapping[str, str], now: datetime) -> str:
+        """A new image of an instance's root volume. Returns its id."""
+        number = self._instances.world.dice.getrandbits(68)
+        ami, snapshot = f"ami-{number:017x}", f"snap-{number:017x}"
+        labels = [{"Key": key, "Value": value} for key, value in tags.items()]
+        self.shown[ami] = {
+            **_described(ami, f"{name} {now.isoformat()}", snapshot, root_gib),
+            "OwnerId": ACCOUNT,
+            "Public": False,
+            "CreationDate": now.isoformat(),
+            "Tags": labels,
+        }
+        self.snapshots[snapshot] = {
+            "SnapshotId": snapshot,
+            "State": "completed",
+            "VolumeSize": root_gib,
+            "FullSnapshotSizeInBytes": STORED_BYTES,
+            "StartTime": now,
+            "OwnerId": ACCOUNT,
+            "Tags": labels,
+        }
+        return ami
+
+    def deregister(self, ami: str) -> None:
+        """Remove it and its snapshot."""
+        del self.snapshots[self.shown.pop(ami)["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]]
+
+    def launched(self, ami: str) -> bool:
+        """Whether an instance was launched from it lately: one that EC2 still shows."""
+        return any(one.blueprint.image_id == ami for one in self._instances.all())
 
 
 class OfferingCalls:
-    """Operations of EC2 that need no account. Part of `ec2.Ec2`."""
+    """Operations of EC2 about what there is to launch. Part of `ec2.Ec2`."""
+
+    world: World
+    amis: Amis
 
     @plays("LocationType", "Filters", "MaxResults", "NextToken")
     def describe_instance_type_offerings(self, call: Call) -> Mapping[str, Any]:
@@ -48,13 +98,29 @@ class OfferingCalls:
         shown, more = listing.page(names, call.params, 1000)
         return {"InstanceTypes": [{"InstanceType": name} for name in shown], **more}
 
-    @plays("ImageIds")
+    @plays("ImageIds", "Owners")
     def describe_images(self, call: Call) -> Mapping[str, Any]:
-        """The images behind the ECS parameters of SSM. There are no others to launch from here."""
-        ids = call.params.get("ImageIds") or sorted(_images())
-        if unknown := sorted(set(ids) - _images().keys()):
+        """The images behind the ECS parameters of SSM, and the account's own."""
+        owners = call.params.get("Owners", ["amazon", "self"])
+        if unknown := sorted(set(owners) - {"amazon", "self"}):
+            raise Fault("NotPlayed", f"the local cloud does not play Owners {', '.join(unknown)}")
+        with self.world.lock:
+            known = {one: _image(one, parameter) for one, parameter in _images().items() if "amazon" in owners}
+            known |= self.amis.shown if "self" in owners else {}
+        ids = call.params.get("ImageIds") or sorted(known)
+        if unknown := sorted(set(ids) - known.keys()):
             raise Fault("InvalidAMIID.NotFound", f"The image id '[{', '.join(unknown)}]' does not exist")
-        return {"Images": [_image(one, _images()[one]) for one in ids]}
+        return {"Images": [known[one] for one in ids]}
+
+    @plays("SnapshotIds")
+    def describe_snapshots(self, call: Call) -> Mapping[str, Any]:
+        """Snapshots of the account's own images."""
+        with self.world.lock:
+            known = dict(self.amis.snapshots)
+        ids = call.params.get("SnapshotIds") or sorted(known)
+        if unknown := sorted(set(ids) - known.keys()):
+            raise Fault("InvalidSnapshot.NotFound", f"The snapshot '{unknown[0]}' does not exist.")
+        return {"Snapshots": [known[one] for one in ids]}
 
 
 @cache
@@ -74,16 +140,24 @@ def _images() -> dict[str, str]:
 
 
 def _image(image_id: str, parameter: str) -> dict[str, Any]:
-    architecture = "arm64" if "/arm64/" in parameter else "x86_64"
-    disk = {"SnapshotId": f"snap-{image_id[4:]}", "VolumeSize": ROOT_GIB, "VolumeType": "gp3", "Encrypted": False}
+    name = parameter.removeprefix("/aws/service/ecs/optimized-ami/").replace("/", "-")
     return {
-        "ImageId": image_id,
-        "Name": parameter.removeprefix("/aws/service/ecs/optimized-ami/").replace("/", "-"),
+        **_described(image_id, name, f"snap-{image_id[4:]}", ROOT_GIB),
         "OwnerId": IMAGE_OWNER,
         "ImageOwnerAlias": "amazon",
-        "Architecture": architecture,
-        "State": "available",
+        "Architecture": "arm64" if "/arm64/" in parameter else "x86_64",
         "Public": True,
+    }
+
+
+def _described(image_id: str, name: str, snapshot: str, root_gib: int) -> dict[str, Any]:
+    """What all images have in common."""
+    disk = {"SnapshotId": snapshot, "VolumeSize": root_gib, "VolumeType": "gp3", "Encrypted": False}
+    return {
+        "ImageId": image_id,
+        "Name": name,
+        "Architecture": "x86_64",
+        "State": "available",
         "RootDeviceName": "/dev/xvda",
         "RootDeviceType": "ebs",
         "VirtualizationType": "hvm",

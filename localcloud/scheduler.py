@@ -32,6 +32,10 @@ class TaskSeen:
     """Its container instance is DRAINING."""
     current: bool = True
     """Of the primary deployment."""
+    sick: bool = False
+    """UNHEALTHY."""
+    well: bool = True
+    """RUNNING, and HEALTHY unless nothing checks it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class ServiceSeen:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop a task, and why: draining, deployment or scaling."""
+    """Stop a task, and why: draining, deployment, health or scaling."""
 
     arn: str
     why: str
@@ -63,26 +67,42 @@ class Decision:
 
 
 def decide(seen: ServiceSeen) -> Decision:
-    """Keep `desired` tasks, between the two percentages; never stop a protected one."""
+    """Keep `desired` tasks, between the two percentages; never stop a protected one that is not sick.
+
+    A sick task is replaced first and stopped when its replacement is well; where the upper percentage forbids that,
+    one sick task at a time is stopped first. So a sick one stays where a replacement finds no place (developer guide,
+    "Amazon ECS services"). Protection is told to hold against scale-in and deployments, so not here.
+    """
     lower = math.ceil(seen.desired * seen.minimum_healthy_percent / 100)
     upper = math.floor(seen.desired * seen.maximum_percent / 100)
     live = [task for task in seen.tasks if not task.stopping]
     leaving = [task for task in live if task.draining or not task.current]
     staying = [task for task in live if not task.draining and task.current]
+    sound = [task for task in staying if not task.sick]
 
     stops = [_leave(task) for task in leaving if not task.running and not task.protected]
-    spare = sum(task.running for task in live) - lower
+    spare = sum(task.running and not task.sick for task in live) - lower
     replaceable = sorted((task for task in leaving if task.running and not task.protected), key=lambda task: task.arn)
     stops += [_leave(task) for task in replaceable[: max(0, spare)]]
-    stops += [Stop(task.arn, "scaling") for task in _surplus(staying, len(staying) - seen.desired)]
+    stops += [Stop(task.arn, "scaling") for task in _surplus(sound, len(sound) - seen.desired)]
 
     room = upper - len(seen.tasks)
-    starts = 0 if seen.throttled else max(0, min(seen.desired - len(staying), room))
+    missing = seen.desired - len(sound)
+    stops += [Stop(task.arn, "health") for task in _dismissed(seen, staying, crowded=missing > 0 and room <= 0)]
+    starts = 0 if seen.throttled else max(0, min(missing, room))
     return Decision(tuple(stops), starts)
 
 
 def _leave(task: TaskSeen) -> Stop:
     return Stop(task.arn, "draining" if task.draining else "deployment")
+
+
+def _dismissed(seen: ServiceSeen, staying: Sequence[TaskSeen], crowded: bool) -> list[TaskSeen]:
+    """The sick tasks whose place is filled, or one when the place must be made (`crowded`) and nothing leaves yet."""
+    sick = sorted((task for task in staying if task.sick), key=lambda task: task.arn)
+    filled = sum(task.well for task in staying if not task.sick) - (seen.desired - len(sick))
+    making_room = crowded and not any(task.stopping for task in seen.tasks)
+    return sick[: max(filled, int(making_room), 0)]
 
 
 def _surplus(staying: Sequence[TaskSeen], count: int) -> list[TaskSeen]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from localcloud import catalog, listing
@@ -95,6 +95,7 @@ class SpotFleetCalls:
     def describe_spot_fleet_request_history(self, call: Call) -> Mapping[str, Any]:
         """What happened to a fleet since a time, oldest first."""
         start: datetime = call.params["StartTime"]
+        start = start if start.tzinfo else start.replace(tzinfo=UTC)
         kind = call.params.get("EventType")
         with self.world.lock:
             fleet = self.fleet(call.params["SpotFleetRequestId"])

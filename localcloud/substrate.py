@@ -111,14 +111,15 @@ def _install_services(services: Sequence[wire.Service], throttle: Throttle) -> N
     for name, service in ours.items():
         app.SERVICE_HANDLERS[name] = _handler(service, theirs.get(name) if name in _LEFT else None, throttle)
         if name not in router.SERVICE_PATTERNS:
-            router.SERVICE_PATTERNS[name] = {"target_prefixes": [wire.model(name).metadata["targetPrefix"]]}
+            prefix = wire.model(name).metadata.get("targetPrefix")
+            router.SERVICE_PATTERNS[name] = {"target_prefixes": [prefix] if prefix else []}
 
     extract = iam_actions.extract_iam_action
 
     @functools.wraps(extract)
     def action_of(service: str, method: str, path: str, headers: dict[str, str], body: bytes, query: Any) -> str | None:
         # ministack authenticates our operations; what they need is asked of our modules, which know the resources.
-        operation = wire.operation_of(headers, body)
+        operation = wire.operation_of(headers, body, path)
         if service in ours and not _is_left(ours[service], operation):
             return None
         result: str | None = extract(service, method, path, headers, body, query)
@@ -217,7 +218,7 @@ _clients = threading.local()
 
 def _handler(service: wire.Service, fallback: Any, throttle: Throttle) -> Callable[..., Awaitable[Reply]]:
     async def handle(method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]) -> Reply:
-        operation = wire.operation_of(headers, body)
+        operation = wire.operation_of(headers, body, path)
         if not service.plays(operation):
             if fallback is not None and _is_left(service, operation):
                 reply: Reply = await fallback(method, path, headers, body, query)
@@ -240,7 +241,7 @@ def _answer(
     from ministack.core.iam_evaluator import request_caller_arn
 
     try:
-        params = wire.params_of(service.name, operation, headers, body)
+        params = wire.params_of(service.name, operation, headers, body, query)
         call = wire.Call(operation, params, request_caller_arn(headers, query))
         _authorize(service, call, headers, query)
         throttle.check(service.name, call)

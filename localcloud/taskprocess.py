@@ -1,9 +1,4 @@
-"""One task on one instance: its containers as processes of this machine.
-
-A process stands for a container, so these are not enforced: a read-only mount or root file system, memory and CPU
-limits, users and capabilities. A bind mount is played by translation: where a value of the environment is a mount's
-container path or below it, the process gets the path below the host's root folder instead.
-"""
+"""One task on one instance, from its arrival at the ECS agent to its end. What a container is, see containers.py."""
 
 from __future__ import annotations
 
@@ -11,14 +6,15 @@ import logging
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localcloud import sharedfiles
+from localcloud import containers, ecshealth, engine, sharedfiles
+from localcloud.containers import Container, Mount, Order
 from localcloud.ecs_shapes import Document, short
+from localcloud.ecshealth import Health, HealthCheck
 from localcloud.image import Image
 from localcloud.signed import Refused
 from localcloud.tasklogs import LogStream
@@ -46,8 +42,8 @@ class TaskProcess:
         self.arn: str = task["taskArn"]
         self.id = short(self.arn)
         self.known_status = "PENDING"
-        self._containers: dict[str, Document] = {each["name"]: each for each in definition["containerDefinitions"]}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._definitions: dict[str, Document] = {each["name"]: each for each in definition["containerDefinitions"]}
+        self._containers: dict[str, Container] = {}
         self._logs: dict[str, LogStream] = {}
         self._shared: dict[str, Path] = {}
         """Volumes of EFS by name."""
@@ -55,6 +51,7 @@ class TaskProcess:
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._halted = threading.Event()
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begin, without waiting for anything."""
@@ -66,11 +63,11 @@ class TaskProcess:
             if self._halted.is_set():
                 return
             self._halted.set()
-            for name, process in self._processes.items():
-                if process.returncode is None:
-                    os.kill(process.pid, signal.SIGTERM)
-                patience = float(self._containers[name].get("stopTimeout", STOP_TIMEOUT_SECONDS))
-                timer = threading.Timer(patience, _kill, [process])
+            for name, container in self._containers.items():
+                if container.process.returncode is None:
+                    os.kill(container.process.pid, signal.SIGTERM)
+                patience = float(self._definitions[name].get("stopTimeout", STOP_TIMEOUT_SECONDS))
+                timer = threading.Timer(patience, container.kill)
                 timer.daemon = True
                 timer.start()
                 self._timers.append(timer)
@@ -79,19 +76,20 @@ class TaskProcess:
         """SIGKILL to all, now."""
         with self._lock:
             self._halted.set()
-            for process in self._processes.values():
-                _kill(process)
+            for container in self._containers.values():
+                container.kill()
 
     def kill_containers(self) -> None:
         """SIGKILL to the containers, as the kernel does when memory is short; the agent goes on and tells."""
         with self._lock:
-            for process in self._processes.values():
-                _kill(process)
+            for container in self._containers.values():
+                container.kill()
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the containers that run."""
-        return [process.pid for process in list(self._processes.values()) if process.returncode is None]
+        """Process ids of the containers that run; with an engine those of its clients."""
+        processes = [container.process for container in list(self._containers.values())]
+        return [process.pid for process in processes if process.returncode is None]
 
     def wait(self, seconds: float) -> None:
         """Let so many real seconds pass, or fewer when the task is told to stop."""
@@ -113,7 +111,7 @@ class TaskProcess:
             log.exception("task %s", self.id)
             reason = f"CannotStartContainerError: {error}"
             self.halt()
-        if self._processes:
+        if self._containers:
             self.known_status = "RUNNING"
             self._agent.tell(self, "RUNNING")
             self._outlive()
@@ -122,20 +120,22 @@ class TaskProcess:
 
     def _start(self) -> None:
         agent, images = self._agent, {}
-        for name, container in self._containers.items():
-            images[name] = agent.pull(self, container["image"])
+        for name, definition in self._definitions.items():
+            images[name] = agent.pull(self, definition["image"])
         if self._halted.wait(agent.world.scaled(START_SECONDS)):
             return
         agent.prove_role(self)
         self._mount_shared()
-        for container in self._containers.values():
-            self._open_log(container)
+        for definition in self._definitions.values():
+            self._open_log(definition)
         with self._lock:
             if self._halted.is_set():
                 return
-            for name, container in self._containers.items():
-                self._processes[name] = self._spawn(container, images[name])
-                threading.Thread(target=self._await, args=(name, self._processes[name]), daemon=True).start()
+            for name, definition in self._definitions.items():
+                self._containers[name] = self._begin(definition, images[name])
+                threading.Thread(target=self._await, args=(name,), daemon=True).start()
+                if check := HealthCheck.of(definition):
+                    threading.Thread(target=self._watch, args=(name, check), daemon=True).start()
 
     def _mount_shared(self) -> None:
         role = self.definition.get("taskRoleArn", "")
@@ -150,7 +150,7 @@ class TaskProcess:
                     raise CannotStart(f"{message}: {error}") from error
 
     def _log_path(self, container: str) -> Path:
-        name = self.id if len(self._containers) == 1 else f"{self.id}-{container}"
+        name = self.id if len(self._definitions) == 1 else f"{self.id}-{container}"
         return self._agent.world.state / "tasks" / f"{name}.log"
 
     def _open_log(self, container: Document) -> None:
@@ -167,43 +167,37 @@ class TaskProcess:
                 raise CannotStart(message) from refused
             self._logs[name] = stream
 
-    def _spawn(self, container: Document, image: Image) -> subprocess.Popen[bytes]:
-        name = container["name"]
+    def _begin(self, definition: Document, image: Image) -> Container:
+        name, world = definition["name"], self._agent.world
         overrides: list[Document] = self.task["overrides"].get("containerOverrides", [])
         override = next((each for each in overrides if each.get("name") == name), {})
-        command = override.get("command", container.get("command"))
-        argv = image.argv(container.get("entryPoint"), command)
+        home = world.state / "tasks" / self.id
+        home.mkdir(parents=True, exist_ok=True)
+        order = Order(
+            name=engine.name_of(self.id, list(self._definitions).index(name)),
+            image=image,
+            definition=definition,
+            command=override.get("command", definition.get("command")),
+            said={
+                **image.environment,
+                **{each["name"]: each["value"] for each in definition.get("environment", [])},
+                **{each["name"]: each["value"] for each in override.get("environment", [])},
+            },
+            given=self._given(name),
+            mounts=self._mounts(definition, home),
+            home=home,
+            log=self._log_path(name),
+        )
         try:
-            with self._log_path(name).open("ab") as log:
-                return subprocess.Popen(
-                    argv,
-                    cwd=image.folder,
-                    env=self._environment(container, image, override),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            return containers.start(order, world.engine)
         except OSError as error:
             raise CannotStart(f"CannotStartContainerError: {error}") from error
 
-    def _environment(self, container: Document, image: Image, override: Document) -> dict[str, str]:
-        agent, name = self._agent, container["name"]
-        home = agent.world.state / "tasks" / self.id
-        home.mkdir(parents=True, exist_ok=True)
-        said = {
-            **image.environment,
-            **{each["name"]: each["value"] for each in container.get("environment", [])},
-            **{each["name"]: each["value"] for each in override.get("environment", [])},
-        }
-        mounts = self._mounts(container, home)
-        if "/tmp" in mounts:  # noqa: S108 - a mount there is where the container's temporary files go
-            said.setdefault("TMPDIR", "/tmp")  # noqa: S108
-        own = {key: _translated(image.local(value), mounts) for key, value in said.items()}
+    def _given(self, name: str) -> dict[str, str]:
+        """The environment that every container gets. No region: ECS on EC2 does not tell a container where it is."""
+        agent = self._agent
         gpus = next(each.get("gpuIds", []) for each in self.task["containers"] if each["name"] == name)
-        path = [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]
-        # No region: ECS on EC2 does not tell a container where it is.
-        ours = {
+        given = {
             "AWS_ENDPOINT_URL": agent.world.endpoint,
             "AWS_EXECUTION_ENV": "AWS_ECS_EC2",
             "ECS_CONTAINER_METADATA_URI_V4": f"{agent.uri}/v4/{self.endpoint_id(name)}",
@@ -211,69 +205,64 @@ class TaskProcess:
             "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void",
         }
         if "taskRoleArn" in self.definition:
-            ours["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"{agent.uri}/v2/credentials/{agent.credentials_id(self)}"
-        python = os.pathsep.join(part for part in (image.python_path, own.get("PYTHONPATH", "")) if part)
-        plain = {"PATH": os.pathsep.join(path), "HOME": str(home), "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}
-        return {**plain, **own, "PYTHONPATH": python, **ours}
+            given["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"{agent.uri}/v2/credentials/{agent.credentials_id(self)}"
+        return given
 
-    def _mounts(self, container: Document, home: Path) -> dict[str, Path]:
-        """Container path -> the folder that stands for it; a volume without a source is the task's own."""
+    def _mounts(self, definition: Document, home: Path) -> dict[str, Mount]:
+        """By container path; a volume without a source is the task's own."""
         volumes = {each["name"]: each for each in self.definition.get("volumes", [])}
         mounts = {}
-        for mount in container.get("mountPoints", []):
-            volume = volumes[mount["sourceVolume"]]
+        for mount in definition.get("mountPoints", []):
+            volume, own = volumes[mount["sourceVolume"]], False
             if "efsVolumeConfiguration" in volume:
                 there = self._shared[volume["name"]]
+            elif source := volume.get("host", {}).get("sourcePath"):
+                there = self._agent.host.root / source.lstrip("/")
             else:
-                source = volume.get("host", {}).get("sourcePath")
-                there = self._agent.host.root / source.lstrip("/") if source else home / volume["name"]
-                there.mkdir(parents=True, exist_ok=True)
-            mounts[mount["containerPath"].rstrip("/")] = there
+                there, own = home / volume["name"], True
+            mounts[mount["containerPath"].rstrip("/")] = Mount(there, mount.get("readOnly", False), own)
         return mounts
 
     def endpoint_id(self, container: str) -> str:
         """What names this container in the agent's URIs."""
-        return f"{self.id}-{list(self._containers).index(container)}"
+        return f"{self.id}-{list(self._definitions).index(container)}"
 
-    def _await(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def _await(self, name: str) -> None:
         # Not reaped yet, its id still names its group: with the first process of a container all others end.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        _kill(process)
-        process.wait()
+        container = self._containers[name]
+        os.waitid(os.P_PID, container.process.pid, os.WEXITED | os.WNOWAIT)
+        container.kill()
+        container.process.wait()
         self._ended.put(name)
+
+    def _watch(self, name: str, check: HealthCheck) -> None:
+        """Run a container's health check until the container ends, and tell ECS of every change."""
+        container, health, since = self._containers[name], Health(), time.monotonic()
+        while not self._over.wait(check.interval):
+            before, passed = health, container.passes(check.command, check.timeout)
+            health = health.after(passed, check, time.monotonic() - since)
+            if health.status != before.status:
+                if self._over.wait(self._agent.world.scaled(ecshealth.REPORT_SECONDS)):
+                    return
+                self._agent.tell_health(self, name, health.status)
 
     def _outlive(self) -> None:
         """Wait until every container ended; the end of an essential one stops the others."""
-        left = set(self._processes)
+        left = set(self._containers)
         while left:
             name = self._ended.get()
             left.discard(name)
-            if self._containers[name].get("essential", True):
+            if self._definitions[name].get("essential", True):
                 self.halt()
+        self._over.set()
         for timer in self._timers:
             timer.cancel()
         self.ship_logs()
 
     def _exits(self) -> list[dict[str, Any]]:
+        codes = {name: container.process.returncode for name, container in self._containers.items()}
         return [
-            {
-                "containerName": name,
-                "status": "STOPPED",
-                "exitCode": process.returncode if process.returncode >= 0 else 128 - process.returncode,
-            }
-            for name, process in self._processes.items()
-            if process.returncode is not None
+            {"containerName": name, "status": "STOPPED", "exitCode": code if code >= 0 else 128 - code}
+            for name, code in codes.items()
+            if code is not None
         ]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the container and all that it started: its session is a process group of its own."""
-    if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _translated(value: str, mounts: dict[str, Path]) -> str:
-    for container_path, there in mounts.items():
-        if value == container_path or value.startswith(f"{container_path}/"):
-            return str(there) + value[len(container_path) :]
-    return value

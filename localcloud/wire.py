@@ -91,14 +91,22 @@ def model(service: str) -> ServiceModel:
     return ServiceModel(Loader().load_service_model(service, "service-2"), service)
 
 
-def operation_of(headers: Mapping[str, str], body: bytes) -> str:
-    """The operation a request names: by X-Amz-Target (JSON) or the form field Action (query); "" when neither."""
+def operation_of(headers: Mapping[str, str], body: bytes, path: str = "/") -> str:
+    """The operation a request names: by X-Amz-Target (JSON), the form field Action (query), or a path of its own name
+    (as Image Builder has it); "" when neither.
+    """
     if target := headers.get("x-amz-target", ""):
         return target.rsplit(".", 1)[-1]
-    return dict(parse_qsl(body.decode("utf-8", "replace"))).get("Action", "")
+    return dict(parse_qsl(body.decode("utf-8", "replace"))).get("Action", "") or path.strip("/")
 
 
-def params_of(service: str, operation: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+def params_of(
+    service: str,
+    operation: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    query: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
     """The request's input. Raises Fault when it does not satisfy the model."""
     shape = model(service).operation_model(operation)
     parser = PROTOCOL_PARSERS[_protocol(service)](shape)
@@ -110,7 +118,7 @@ def params_of(service: str, operation: str, headers: Mapping[str, str], body: by
             "method": "POST",
             "url_params": {},
             "url_path": "/",
-            "values": MultiDict(form),
+            "values": MultiDict(form or dict(query or {})),
         }
     )
     if shape.input_shape is not None:

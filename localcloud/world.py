@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localcloud.engine import Engine
+
 log = logging.getLogger("localcloud")
 
 ACCOUNT = "123456789012"
@@ -66,6 +68,8 @@ class World:
     speed: float = 1.0
     """How many times faster AWS's own times pass: boot, notice, schedules. Clocks are not changed."""
     seed: int = 0
+    engine: Engine | None = None
+    """What runs the containers of tasks; without one each is a plain process."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     _steps: list[Callable[[datetime], None]] = field(default_factory=list)
     _farewells: list[Callable[[], None]] = field(default_factory=list)

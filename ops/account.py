@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import boto3
+from boto3.dynamodb.types import TypeDeserializer
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
+
+
+class NoSuchStack(Exception):
+    """There is no stack of ours with that name; the message says it."""
 
 
 class Account:
@@ -36,6 +41,23 @@ class Account:
         """Every page of a list or Describe call: what stands under `key`. Raises ClientError or BotoCoreError."""
         pages = self.client(service).get_paginator(operation).paginate(**parameters)
         return [item for page in pages for item in page.get(key, [])]
+
+
+def resources(account: Account, stack: str) -> dict[str, str]:
+    """Physical ids of a stack's resources by title. Raises NoSuchStack, ClientError or BotoCoreError."""
+    try:
+        found = account.all("cloudformation", "list_stack_resources", "StackResourceSummaries", StackName=stack)
+    except ClientError as error:
+        if code(error) != "ValidationError":
+            raise
+        raise NoSuchStack(f"there is no stack {stack} in {account.region}") from error
+    return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in found if one.get("PhysicalResourceId")}
+
+
+def plain(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item of a table without DynamoDB's types; numbers are Decimal."""
+    read = TypeDeserializer().deserialize
+    return {name: read(value) for name, value in item.items()}
 
 
 def code(error: Exception) -> str:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ops.account import Account, code, told
+from templates.image import ECS_GPU_IMAGE
 from templates.instance_types import INSTANCE_TYPES, InstanceType
 from templates.machines import requirements
 from templates.network import USUAL_ZONES, ZONES
 from templates.settings import OnDemand, Settings, Worker
-from templates.stacks import ECS_GPU_IMAGE
 
 OK: Literal["ok"] = "ok"
 PROBLEM: Literal["problem"] = "problem"

@@ -15,7 +15,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ops.account import Account, code, told
+from ops.account import Account, NoSuchStack, code, told
 from ops.kept import EMPTY, KEY, KEY_DAYS, KINDS, QUEUE, Kind
 from ops.remains import Look, Remains, Resource
 
@@ -34,10 +34,6 @@ PATIENCE_SECONDS = 90
 PAUSE_SECONDS = 5
 """Between looks. One alone proves nothing: Lambda may write its log group anew in the seconds after its end."""
 LONGEST_PAUSE_SECONDS = 15
-
-
-class NoSuchStack(Exception):
-    """There is no stack of ours with that name; the message says which there are."""
 
 
 class CouldNotTakeDown(Exception):

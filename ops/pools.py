@@ -16,7 +16,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ops.account import Account, code, told
+from ops.account import Account, NoSuchStack, code, told
 from templates.instance_types import INSTANCE_TYPES
 from templates.market import types
 from templates.network import USUAL_ZONES, ZONES
@@ -34,10 +34,6 @@ MOST_TYPES = 8
 FEWEST_PROPOSED = 3
 LEFT_BEHIND_SECONDS = 3600
 UNKNOWN = "-"
-
-
-class NoSuchStack(Exception):
-    """There is no stack of that name with a table of pools."""
 
 
 class NothingFits(Exception):

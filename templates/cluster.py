@@ -9,8 +9,9 @@ from typing import Any
 from troposphere import GetAtt, Ref, Sub, Template, ecs, iam, logs
 
 from templates import policies
-from templates.data import Data
+from templates.data import IN_BETWEEN, Data
 from templates.files import Files
+from templates.instance_types import INSTANCE_TYPES
 from templates.settings import Queue, Settings
 from templates.tags import tags
 
@@ -18,7 +19,10 @@ HOST_DIR = "/run/spindrift"
 """Where the agent leaves its notice for the workers beside it."""
 SCRATCH_DIR = "/tmp"  # noqa: S108 - a volume of the task's own, mounted there
 SHARED_DIR = "/shared"
-"""Where the tasks find the file system that they share, if there is one."""
+"""Where the tasks find the file system that they share, or the apps of their host's image, if there is either."""
+SCRATCH_DIRS = {"disk": SCRATCH_DIR, "memory": "/dev/shm", "shared": f"{SHARED_DIR}/.scratch"}  # noqa: S108 - as above
+PULSE = ["CMD", "python", "-m", "gpu_worker.pulse"]
+"""The image's own health check: ECS looks at none but the task definition's."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def add(template: Template, settings: Settings, data: Data, files: Files | None)
                 RequiresCompatibilities=["EC2"],
                 TaskRoleArn=GetAtt(role, "Arn"),
                 ExecutionRoleArn=GetAtt(execution_role, "Arn"),
-                Volumes=_volumes(files),
+                Volumes=_volumes(settings, files),
                 Tags=tags(settings),
             )
         )
@@ -83,23 +87,27 @@ def _worker_role(
             tags(settings),
             [
                 policies.take_jobs(*jobs),
-                policies.send_messages(data.dead_letter),
+                # A job may be split into parts, which are jobs too.
+                policies.send_messages(data.dead_letter, *jobs),
                 policies.change_jobs(data.table),
-                *([policies.create_jobs(data.table)] if settings.uploads.ingest == "direct" else []),
+                policies.create_jobs(data.table),
+                policies.price_pools(data.pools),
                 *policies.read_uploads(data.uploads),
                 *([policies.delete_uploads(data.uploads)] if settings.uploads.delete_after_success else []),
                 policies.store_results(data.results),
+                policies.share_in_between(data.results, IN_BETWEEN),
                 *policies.open_and_seal(data.key),
                 *policies.use_encrypted_table(data.key),
                 policies.protect_own_task(cluster),
                 policies.see_own_host(cluster),
+                policies.see_dead_workers(cluster),
                 *([policies.mount_files(files.file_system, files.access_point)] if files else []),
             ],
         )
     )
 
 
-def _volumes(files: Files | None) -> list[ecs.Volume]:
+def _volumes(settings: Settings, files: Files | None) -> list[ecs.Volume]:
     volumes = [
         ecs.Volume(Name="host", Host=ecs.Host(SourcePath=HOST_DIR)),
         # Without a source, Docker makes it for the task and removes it with the task.
@@ -112,35 +120,40 @@ def _volumes(files: Files | None) -> list[ecs.Volume]:
             AuthorizationConfig=ecs.AuthorizationConfig(AccessPointId=Ref(files.access_point), IAM="ENABLED"),
         )
         volumes.append(ecs.Volume(Name="shared", EFSVolumeConfiguration=shared))
+    elif settings.image.apps:
+        volumes.append(ecs.Volume(Name="shared", Host=ecs.Host(SourcePath=SHARED_DIR)))
     return volumes
 
 
 def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.LogGroup) -> ecs.ContainerDefinition:
     worker = settings.worker
-    environment: dict[str, Any] = {
+    environment = {
+        **environment_of_work(settings),
         "SPINDRIFT_QUEUE": queue.name,
         "SPINDRIFT_QUEUE_URL": Ref(data.jobs[queue.name]),
         "SPINDRIFT_DEAD_LETTER_QUEUE_URL": Ref(data.dead_letter),
         "SPINDRIFT_JOBS_TABLE": Ref(data.table),
+        "SPINDRIFT_POOLS_TABLE": Ref(data.pools),
         "SPINDRIFT_RESULTS_BUCKET": Ref(data.results),
         "SPINDRIFT_LEASE_SECONDS": str(queue.lease_seconds),
         "SPINDRIFT_MAX_FAILURES": str(queue.max_failures),
         "SPINDRIFT_STOP_TIMEOUT_SECONDS": str(worker.stop_timeout_seconds),
-        "SPINDRIFT_PROCESSOR": worker.processor,
-        "SPINDRIFT_OPTIONS": json.dumps(worker.options, sort_keys=True),
+        "SPINDRIFT_PROCESSORS": str(worker.processors),
         "SPINDRIFT_HOST_DIR": HOST_DIR,
-        # ECS on EC2 does not tell a bridge container its region.
-        "AWS_DEFAULT_REGION": Ref("AWS::Region"),
     }
     mounts = [
         ecs.MountPoint(SourceVolume="host", ContainerPath=HOST_DIR, ReadOnly=True),
         ecs.MountPoint(SourceVolume="scratch", ContainerPath=SCRATCH_DIR, ReadOnly=False),
     ]
+    if several := _gpus_by_type(settings):
+        environment["SPINDRIFT_GPUS_BY_TYPE"] = json.dumps(several)
     if settings.uploads.delete_after_success:
         environment["SPINDRIFT_DELETE_UPLOADS"] = "1"
     if worker.shared_files:
-        environment["SPINDRIFT_SHARED_DIR"] = SHARED_DIR
         mounts.append(ecs.MountPoint(SourceVolume="shared", ContainerPath=SHARED_DIR, ReadOnly=False))
+    elif settings.image.apps:
+        # What the host has unpacked there (image.py).
+        mounts.append(ecs.MountPoint(SourceVolume="shared", ContainerPath=SHARED_DIR, ReadOnly=True))
     return ecs.ContainerDefinition(
         Name="worker",
         Image=Ref("WorkerImage"),
@@ -152,7 +165,15 @@ def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.Log
         MountPoints=mounts,
         # An upload is hostile input: what breaks out of a decoder finds nothing to write to and nothing to become.
         ReadonlyRootFilesystem=True,
-        LinuxParameters=ecs.LinuxParameters(InitProcessEnabled=True, Capabilities=ecs.KernelCapabilities(Drop=["ALL"])),
+        LinuxParameters=ecs.LinuxParameters(
+            InitProcessEnabled=True,
+            Capabilities=ecs.KernelCapabilities(Drop=["ALL"]),
+            # Half of the memory may be /dev/shm; what lies there counts as the container's.
+            **({"SharedMemorySize": worker.memory_mib // 2} if worker.scratch == "memory" else {}),
+        ),
+        DockerSecurityOptions=["no-new-privileges"],
+        # Two minutes for a processor to load; then a loop that stands still is known in two and a half.
+        HealthCheck=ecs.HealthCheck(Command=PULSE, Interval=30, Timeout=10, Retries=3, StartPeriod=120),
         StopTimeout=worker.stop_timeout_seconds,
         LogConfiguration=ecs.LogConfiguration(
             LogDriver="awslogs",
@@ -166,6 +187,35 @@ def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.Log
             },
         ),
     )
+
+
+def environment_of_work(settings: Settings) -> dict[str, Any]:
+    """What the worker is told of the work itself, whoever runs it."""
+    worker = settings.worker
+    program = (
+        {"SPINDRIFT_COMMAND": json.dumps(worker.command)}
+        if worker.command
+        else {"SPINDRIFT_PROCESSOR": worker.processor}
+    )
+    return {
+        "SPINDRIFT_STACK": Ref("AWS::StackName"),
+        "SPINDRIFT_JOB_SECONDS": str(worker.job_seconds),
+        "SPINDRIFT_MAX_INPUT_BYTES": str(worker.max_input_mib * 2**20),
+        "SPINDRIFT_MAX_OUTPUT_BYTES": str(worker.max_output_mib * 2**20),
+        "SPINDRIFT_OPTIONS": json.dumps(worker.options, sort_keys=True),
+        "SPINDRIFT_SCRATCH_DIR": SCRATCH_DIRS[worker.scratch],
+        # ECS on EC2 does not tell a bridge container its region.
+        "AWS_DEFAULT_REGION": Ref("AWS::Region"),
+        **program,
+        **({"SPINDRIFT_SHARED_DIR": SHARED_DIR} if worker.shared_files else {}),
+    }
+
+
+def _gpus_by_type(settings: Settings) -> dict[str, int]:
+    """The types that have more GPUs than a task takes, so that each job pays its share. By attributes none has."""
+    wanted = () if settings.compute.attributes else settings.compute.instance_types
+    counts = {name: INSTANCE_TYPES[name].gpus for name in sorted({*wanted, *settings.on_demand.instance_types})}
+    return {name: gpus for name, gpus in counts.items() if gpus > 1}
 
 
 def add_services(template: Template, settings: Settings, worker: Worker, ready: list[str]) -> list[ecs.Service]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,10 @@ TWO_WEEKS = 14 * 24 * 3600
 """The longest that SQS keeps a message."""
 MOST_RECEIVES = 1000
 """SQS's own limit, and so no limit of ours: a release is a receive too, and only failures count against a job."""
+IN_BETWEEN = (".parts/", ".checkpoints/")
+"""Folders of the results bucket in which workers leave something for each other (worker: parts.py, checkpoint.py)."""
+LEFT_BEHIND_DAYS = 30
+"""Longer than the message of a job and that of its part may wait, one after the other."""
 INGEST_SECONDS = 30
 CAPACITY_SECONDS = 30
 """The Lambdas' timeouts. A queue's visibility timeout must be at least its Lambda's."""
@@ -41,7 +46,7 @@ class Data:
 
 def add(template: Template, settings: Settings) -> Data:
     """Everything that outlives an instance."""
-    key = _key(template, settings) if settings.security.customer_key else None
+    key = _key_of_services(template, settings) if settings.security.customer_key else None
     # Not six times the Lambda's timeout, as is usual against throttling (the event source's MaximumConcurrency keeps
     # that away): a notice whose Lambda died must be heard again within the two minutes that it is worth something.
     notices, _ = _queue_with_dead(template, settings, key, "Notices", visibility=2 * CAPACITY_SECONDS, receives=5)
@@ -57,7 +62,7 @@ def add(template: Template, settings: Settings) -> Data:
         _keep(upload_events)
         _keep(dead)
     uploads = _uploads(template, settings, key, _announced(settings, jobs, upload_events))
-    results = _bucket(template, settings, key, "Results")
+    results = _bucket(template, settings, key, "Results", between=IN_BETWEEN)
     table = _table(template, settings, key, "JobsTable", "job_id")
     _keep(table)
     pools = _table(template, settings, key, "PoolsTable", "pool")
@@ -65,7 +70,23 @@ def add(template: Template, settings: Settings) -> Data:
     return Data(key, uploads, results, table, pools, upload_events, jobs, dead_letter, notices, topic)
 
 
-def _key(template: Template, settings: Settings) -> kms.Key:
+@dataclass(frozen=True)
+class Buckets:
+    """Uploads and results alone, for a stack without queues."""
+
+    key: kms.Key | None
+    uploads: s3.Bucket
+    results: s3.Bucket
+
+
+def add_buckets(template: Template, settings: Settings, between: Sequence[str]) -> Buckets:
+    """Uploads that nobody is told of, and results; `between` are folders of the results for a while only."""
+    key = _key(template, settings, "Buckets", []) if settings.security.customer_key else None
+    uploads = _bucket(template, settings, key, "Uploads")
+    return Buckets(key, uploads, _bucket(template, settings, key, "Results", between=between))
+
+
+def _key_of_services(template: Template, settings: Settings) -> kms.Key:
     """One customer key. Services that write to queues and topic use it in their own name, so its policy lets them."""
 
     def may_encrypt(services: list[str], **condition: Any) -> dict[str, Any]:
@@ -77,10 +98,29 @@ def _key(template: Template, settings: Settings) -> kms.Key:
         }
         return {**statement, "Condition": condition} if condition else statement
 
+    return _key(
+        template,
+        settings,
+        "Queues, topic, table and buckets",
+        [
+            may_encrypt(
+                ["s3.amazonaws.com", "sns.amazonaws.com"],
+                StringEquals={"aws:SourceAccount": Ref("AWS::AccountId")},
+            ),
+            # These two are not documented to name their source to KMS; the policies of the queue and the topic, which
+            # do hear it, hold them to our own rules and alarms.
+            may_encrypt(["events.amazonaws.com", "cloudwatch.amazonaws.com"]),
+            *([_auto_scaling_may_encrypt()] if settings.notify.scaling else []),
+        ],
+    )
+
+
+def _key(template: Template, settings: Settings, of: str, users: Sequence[dict[str, Any]]) -> kms.Key:
+    """A customer key for whom IAM lets, and for `users` by its policy."""
     key = template.add_resource(
         kms.Key(
             "Key",
-            Description=Sub("Queues, topic, table and buckets of ${AWS::StackName}"),
+            Description=Sub(f"{of} of ${{AWS::StackName}}"),
             EnableKeyRotation=True,
             KeyPolicy={
                 "Version": "2012-10-17",
@@ -91,14 +131,7 @@ def _key(template: Template, settings: Settings) -> kms.Key:
                         "Action": "kms:*",
                         "Resource": "*",
                     },
-                    may_encrypt(
-                        ["s3.amazonaws.com", "sns.amazonaws.com"],
-                        StringEquals={"aws:SourceAccount": Ref("AWS::AccountId")},
-                    ),
-                    # These two are not documented to name their source to KMS; the policies of the queue and the
-                    # topic, which do hear it, hold them to our own rules and alarms.
-                    may_encrypt(["events.amazonaws.com", "cloudwatch.amazonaws.com"]),
-                    *([_auto_scaling_may_encrypt()] if settings.notify.scaling else []),
+                    *users,
                 ],
             },
             Tags=tags(settings),
@@ -258,9 +291,16 @@ def _announcement(prefix: str, queue: sqs.Queue) -> s3.QueueConfigurations:
     return announcement
 
 
-def _bucket(template: Template, settings: Settings, key: kms.Key | None, title: str, **properties: Any) -> s3.Bucket:
+def _bucket(
+    template: Template,
+    settings: Settings,
+    key: kms.Key | None,
+    title: str,
+    between: Sequence[str] = (),
+    **properties: Any,
+) -> s3.Bucket:
     """A private, versioned, encrypted bucket that only speaks TLS. CloudFormation names it: a name that was chosen
-    could only be changed by another bucket in its place.
+    could only be changed by another bucket in its place. What is in the folders `between` is for a while only.
     """
     sealed = (
         s3.ServerSideEncryptionByDefault(SSEAlgorithm="aws:kms", KMSMasterKeyID=GetAtt(key, "Arn"))
@@ -287,7 +327,17 @@ def _bucket(template: Template, settings: Settings, key: kms.Key | None, title: 
                         Id="parts-of-uploads-never-finished",
                         Status="Enabled",
                         AbortIncompleteMultipartUpload=s3.AbortIncompleteMultipartUpload(DaysAfterInitiation=7),
-                    )
+                    ),
+                    *(
+                        s3.LifecycleRule(
+                            Id=f"{folder.strip('./')}-left-behind",
+                            Status="Enabled",
+                            Prefix=folder,
+                            ExpirationInDays=LEFT_BEHIND_DAYS,
+                            NoncurrentVersionExpiration=s3.NoncurrentVersionExpiration(NoncurrentDays=1),
+                        )
+                        for folder in between
+                    ),
                 ]
             ),
             Tags=tags(settings),

@@ -20,7 +20,13 @@ from templates.network import Network
 from templates.settings import Settings
 from templates.tags import tags
 
-FLEET_NOTES = ("spindrift:ample-since", "spindrift:short-since", "spindrift:waves")
+FLEET_NOTES = (
+    "spindrift:ample-since",
+    "spindrift:on-demand-took",
+    "spindrift:short-since",
+    "spindrift:waves",
+    "spindrift:worked",
+)
 INSTANCE_NOTES = ("spindrift:at-risk", "spindrift:surplus")
 """The tags in which the capacity Lambda keeps what AWS does not tell: it has no memory of its own."""
 

@@ -74,11 +74,20 @@ def launch_template(
         )
     )
     profile = template.add_resource(iam.InstanceProfile("InstanceProfile", Roles=[Ref(role)]))
-    start = ec2.LaunchTemplateData(
+    start = start_data(
+        settings,
         ImageId=Ref("AmiId"),
         IamInstanceProfile=ec2.IamInstanceProfile(Arn=GetAtt(profile, "Arn")),
         SecurityGroupIds=[network.security_group],
         UserData=userdata.build(settings, assets.agent),
+    )
+    return add_launch_template(template, settings, "LaunchTemplate", start)
+
+
+def start_data(settings: Settings, **properties: Any) -> ec2.LaunchTemplateData:
+    """How every instance starts: its metadata is its own, its root volume encrypted, and both have our tags."""
+    return ec2.LaunchTemplateData(
+        **properties,
         # Hop limit 1: a container on the bridge is one hop too far away.
         MetadataOptions=ec2.MetadataOptions(HttpTokens="required", HttpPutResponseHopLimit=1),
         BlockDeviceMappings=[
@@ -97,7 +106,6 @@ def launch_template(
             ec2.TagSpecifications(ResourceType=kind, Tags=tags(settings)) for kind in ("instance", "volume")
         ],
     )
-    return _template(template, settings, "LaunchTemplate", start)
 
 
 def on_demand_group(
@@ -122,7 +130,7 @@ def on_demand_group(
     else:
         # Not every region lets a group with a mixed instances policy have a warm pool: this one has one type.
         start = ec2.LaunchTemplateData(InstanceType=choice.instance_types[0], **launch.LaunchTemplateData.properties)
-        warm = _template(template, settings, "WarmLaunchTemplate", start)
+        warm = add_launch_template(template, settings, "WarmLaunchTemplate", start)
         how = {"LaunchTemplate": version_of(warm), "LifecycleHookSpecificationList": [_first_boot()]}
     group = template.add_resource(
         autoscaling.AutoScalingGroup(
@@ -211,7 +219,10 @@ def environment(settings: Settings, on_demand: autoscaling.AutoScalingGroup) -> 
     }
 
 
-def _template(template: Template, settings: Settings, title: str, start: ec2.LaunchTemplateData) -> ec2.LaunchTemplate:
+def add_launch_template(
+    template: Template, settings: Settings, title: str, start: ec2.LaunchTemplateData
+) -> ec2.LaunchTemplate:
+    """A launch template with these data."""
     return template.add_resource(
         ec2.LaunchTemplate(
             title,

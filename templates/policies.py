@@ -72,7 +72,7 @@ def take_messages(*queues: Any) -> Statement:
 
 
 def take_jobs(*queues: Any) -> Statement:
-    """Receive, hold, give back and finish jobs. A worker can neither add nor purge them."""
+    """Receive, hold, give back and finish jobs."""
     return allow(
         ["sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage"],
         [GetAtt(queue, "Arn") for queue in queues],
@@ -142,9 +142,19 @@ def note_taken(table: Any) -> Statement:
     return allow(["dynamodb:BatchGetItem", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
 
 
+def read_pools(table: Any) -> Statement:
+    """Read what is known of the pools."""
+    return allow(["dynamodb:Scan"], [GetAtt(table, "Arn")])
+
+
 def remember_pools(table: Any) -> Statement:
     """Read all that is known of the pools, and write what is seen and decided."""
     return allow(["dynamodb:Scan", "dynamodb:UpdateItem"], [GetAtt(table, "Arn")])
+
+
+def price_pools(table: Any) -> Statement:
+    """Read what one pool costs."""
+    return allow(["dynamodb:GetItem"], [GetAtt(table, "Arn")])
 
 
 def change_jobs(table: Any) -> Statement:
@@ -171,8 +181,23 @@ def delete_uploads(bucket: Any) -> Statement:
 
 
 def store_results(bucket: Any) -> Statement:
-    """Add results. A worker can neither read nor remove them."""
-    return allow(["s3:PutObject"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+    """Add results, large ones in parts. A worker can neither read nor remove them."""
+    return allow(["s3:PutObject", "s3:AbortMultipartUpload"], [Sub(f"${{{bucket.title}.Arn}}/*")])
+
+
+def share_in_between(bucket: Any, folders: Sequence[str]) -> Statement:
+    """Fetch and remove what workers leave for each other: the parts of a job that is split, and checkpoints."""
+    return allow(["s3:GetObject", "s3:DeleteObject"], [Sub(f"${{{bucket.title}.Arn}}/{folder}*") for folder in folders])
+
+
+def read_manifests(bucket: Any, folder: str) -> Statement:
+    """Read which objects an array of jobs is about."""
+    return allow(["s3:GetObject"], [Sub(f"${{{bucket.title}.Arn}}/{folder}*")])
+
+
+def count_failures(bucket: Any, folder: str) -> Statement:
+    """See how often a job has failed."""
+    return allow(["s3:ListBucket"], [GetAtt(bucket, "Arn")], StringLike={"s3:prefix": f"{folder}*"})
 
 
 def mount_files(file_system: Any, access_point: Any) -> Statement:
@@ -238,6 +263,25 @@ def join_cluster(cluster: Any) -> list[Statement]:
     ]
 
 
+def join_clusters_of_batch() -> list[Statement]:
+    """What the ECS agent does, on clusters that Batch makes: their names are known only when they are there, and
+    documented nowhere.
+    """
+    clusters = arn("ecs", "cluster/*")
+    return [
+        # Asked before the instance belongs to anything: the action knows no resource.
+        allow(["ecs:DiscoverPollEndpoint"], "*"),
+        allow(
+            ["ecs:RegisterContainerInstance", "ecs:SubmitContainerStateChange", "ecs:SubmitTaskStateChange"],
+            [clusters],
+        ),
+        allow(
+            ["ecs:Poll", "ecs:StartTelemetrySession", "ecs:UpdateContainerInstancesState"],
+            [arn("ecs", "container-instance/*")],
+        ),
+    ]
+
+
 def protect_own_task(cluster: Any) -> Statement:
     """Ask not to be scaled in while busy: the ECS agent's endpoint calls with the task's role."""
     return allow(
@@ -250,6 +294,15 @@ def protect_own_task(cluster: Any) -> Statement:
 def see_own_host(cluster: Any) -> Statement:
     """Look whether the host is being drained; which one it is, only ECS's own endpoint on the host knows."""
     return allow(["ecs:DescribeContainerInstances"], [_container_instances(cluster)], **in_this_cluster(cluster))
+
+
+def see_dead_workers(cluster: Any) -> Statement:
+    """Look what another worker died of, to know whether its job is to blame."""
+    return allow(
+        ["ecs:DescribeTasks"],
+        [arn("ecs", f"task/${{{cluster.title}}}/*")],
+        **in_this_cluster(cluster),
+    )
 
 
 def drain_instances(cluster: Any) -> list[Statement]:
@@ -295,14 +348,14 @@ def see_capacity() -> Statement:
 
 
 def see_groups() -> Statement:
-    """Look at groups, at what became of their launches, at their instances, and at the past hour's Spot prices."""
-    # None of these knows a resource: they are lists, and the market belongs to nobody.
+    """Look at groups, at what became of their launches, and at instances."""
+    # None of these lists knows a resource: neither EC2's nor Auto Scaling's Describe calls can be limited to one.
     return allow(
         [
             "autoscaling:DescribeAutoScalingGroups",
             "autoscaling:DescribeScalingActivities",
             "ec2:DescribeInstances",
-            "ec2:DescribeSpotPriceHistory",
+            "ec2:DescribeSpotInstanceRequests",
         ],
         "*",
     )
@@ -351,10 +404,17 @@ def choose_pools(fleet: Any, launch: Any, instance_role: Any, group: Any, subnet
 
 def execute_policies(*groups: Any) -> Statement:
     """Execute these groups' own scaling policies, and so resize them only as the template says."""
-    return allow(
-        ["autoscaling:ExecutePolicy"],
-        [arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/${{{group.title}}}") for group in groups],
-    )
+    return allow(["autoscaling:ExecutePolicy"], [_group(group) for group in groups])
+
+
+def replace_instances(*groups: Any) -> Statement:
+    """Take a chosen instance out of these groups."""
+    return allow(["autoscaling:TerminateInstanceInAutoScalingGroup"], [_group(group) for group in groups])
+
+
+def note_on_group(group: Any, *keys: str) -> Statement:
+    """Set and remove these tags, and no others, on one group."""
+    return allow(["autoscaling:CreateOrUpdateTags", "autoscaling:DeleteTags"], [_group(group)], **_only_tags(*keys))
 
 
 def steer_fleet(fleet: Any) -> Statement:
@@ -363,11 +423,13 @@ def steer_fleet(fleet: Any) -> Statement:
 
 
 def steer_group(group: Any) -> Statement:
-    """Set one group's size, and take a chosen instance out of it. The ARN holds an id that only AWS knows."""
-    return allow(
-        ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
-        [arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/${{{group.title}}}")],
-    )
+    """Set one group's size, and take a chosen instance out of it."""
+    return allow(["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"], [_group(group)])
+
+
+def _group(group: Any) -> Sub:
+    """A group's ARN, which holds an id that only AWS knows."""
+    return arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/${{{group.title}}}")
 
 
 def terminate_own_instances() -> Statement:

@@ -171,7 +171,7 @@ class OnDemand(Section):
     warm_units: Annotated[int, Field(ge=0, le=10_000)] = 0
     urgency: Literal["now", "deadline", "spot-only"] = "now"
     patience_seconds: Annotated[int, Field(ge=0, le=3600)] = 180
-    calm_seconds: Annotated[int, Field(ge=0, le=3600)] = 300
+    calm_seconds: Annotated[int, Field(ge=0, le=3600)] = 180
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -235,9 +235,27 @@ class Worker(Section):
     cpu: Annotated[int, Field(ge=128)] = 3072
     memory_mib: Annotated[int, Field(ge=256)] = 12_288
     processor: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "gpu_worker.images:process"
+    command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
+    job_seconds: Annotated[int, Field(ge=1, le=43_200)] = 900
+    max_input_mib: Annotated[int, Field(ge=1, le=2**20)] = 1024
+    max_output_mib: Annotated[int, Field(ge=1, le=2**20)] = 8192
+    processors: Annotated[int, Field(ge=1, le=32)] = 1
+    scratch: Literal["disk", "memory", "shared"] = "disk"
     stop_timeout_seconds: Annotated[int, Field(ge=2, le=110)] = 110
     shared_files: bool = False
+
+    @model_validator(mode="after")
+    def _scratch_is_there(self) -> Self:
+        if self.scratch == "shared" and not self.shared_files:
+            raise ValueError("scratch: shared only with worker.shared_files")
+        return self
+
+    @model_validator(mode="after")
+    def _one_processor(self) -> Self:
+        if self.command and self.processor != type(self).model_fields["processor"].default:
+            raise ValueError("a processor or a command, not both")
+        return self
 
 
 class Uploads(Section):
@@ -276,6 +294,32 @@ class Logs(Section):
     retention_days: Retention = 30
 
 
+Archive = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.tar(\.[a-z0-9]+)?$", max_length=500)]
+"""The key of a tar in the assets bucket, compressed or not."""
+Family = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{1,19}$")]
+"""A family of instance types, as g4dn."""
+App = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+
+
+class Image(Section):
+    """The image of our own: on what it is built, what is put into it, and how many are kept."""
+
+    instance_types: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9-]+$")], ...],
+        AfterValidator(must_be_some),
+        AfterValidator(must_differ),
+    ] = ("g4dn.xlarge",)
+    keep: Annotated[int, Field(ge=1, le=10)] = 2
+    in_use_days: Annotated[int, Field(ge=1, le=365)] = 30
+    apps: dict[App, dict[Family, Archive]] = Field(default_factory=dict)
+
+
+class Batch(Section):
+    """For the stack `batch`."""
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 10
+
+
 class Settings(Section):
     """All of spindrift.toml. Every key has a default that is safe and cheap."""
 
@@ -286,6 +330,8 @@ class Settings(Section):
     on_demand: OnDemand = OnDemand()
     queues: Annotated[tuple[Queue, ...], Field(min_length=1, max_length=MOST_QUEUES)] = (Queue(),)
     worker: Worker = Worker()
+    image: Image = Image()
+    batch: Batch = Batch()
     uploads: Uploads = Uploads()
     security: Security = Security()
     notify: Notify = Notify()
@@ -397,6 +443,28 @@ def _task_fits_its_host(worker: Worker, compute: Compute, on_demand: OnDemand) -
     return mistakes
 
 
+def _apps_are_there_for_every_family(image: Image, compute: Compute, on_demand: OnDemand) -> list[str]:
+    """Attributes let EC2 choose among families that nobody has built for."""
+    if not image.apps:
+        return []
+    if compute.attributes:
+        return [
+            "image.apps: only with compute.instance_types, since each family has an archive; got compute.attributes"
+        ]
+    families = {name.partition(".")[0] for name in (*compute.instance_types, *on_demand.instance_types)}
+    return [
+        f"image.apps.{app}: an archive for each family of instance_types, none for {', '.join(missing)}"
+        for app, archives in image.apps.items()
+        if (missing := sorted(families - archives.keys()))
+    ]
+
+
+def _one_thing_is_shared(image: Image, worker: Worker) -> list[str]:
+    if image.apps and worker.shared_files:
+        return ["image.apps: not with worker.shared_files, since tasks find either at /shared; got both"]
+    return []
+
+
 def _pools_fit_the_fleet(compute: Compute, network: Network) -> list[str]:
     pools = (1 if compute.attributes else len(compute.instance_types)) * network.subnets
     if pools <= MOST_OVERRIDES:
@@ -431,6 +499,8 @@ LAWS: tuple[Callable[..., list[str]], ...] = (
     _a_deadline_is_said,
     _prefixes_can_be_told_apart_by_s3,
     _task_fits_its_host,
+    _apps_are_there_for_every_family,
+    _one_thing_is_shared,
     _pools_fit_the_fleet,
     _attributes_are_what_ec2_takes,
 )

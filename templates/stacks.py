@@ -8,12 +8,10 @@ from typing import Any
 
 from troposphere import Export, FindInMap, GetAtt, Output, Parameter, Ref, Sub, Template, cloudwatch
 
-from templates import alarms, cluster, dashboard, data, files, fleet, functions, groups, market, network
+from templates import alarms, cluster, dashboard, data, files, fleet, functions, groups, image, market, network
 from templates.assets import Assets
 from templates.settings import Settings
 
-ECS_GPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/gpu/recommended/image_id"
-"""ECS Developer Guide, "Retrieving Amazon ECS-optimized Linux AMI metadata"."""
 CONSOLES = {
     "aws": "console.aws.amazon.com",
     "aws-cn": "console.amazonaws.cn",
@@ -42,7 +40,7 @@ def build_cluster(settings: Settings, assets: Assets) -> Template:
         Parameter(
             "AmiId",
             Type="AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>",
-            Default=ECS_GPU_IMAGE,
+            Default=image.ECS_GPU_IMAGE,
             Description="SSM parameter with the id of the instances' image; by default ECS's newest with GPU drivers",
         )
     )
@@ -92,7 +90,7 @@ def _dashboard_url(board: cloudwatch.Dashboard) -> Sub:
     )
 
 
-STACKS: dict[str, Callable[[Settings, Assets], Template]] = {"cluster": build_cluster}
+STACKS: dict[str, Callable[[Settings, Assets], Template]] = {"cluster": build_cluster, "image": image.build}
 
 
 def rendered(template: Template) -> str:

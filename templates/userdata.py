@@ -1,6 +1,9 @@
 """What an instance does at first boot: it joins the cluster, then starts the interruption agent.
 
 The image has no `aws` command (it is built on al2023-ami-minimal), so the agent is fetched by curl, which signs for S3.
+An image of our own (image.py) has it already, and nothing is fetched; what the script shares with that image's
+components are files in components/.
+
 An instance that cannot install the agent still works and still drains at a Spot notice, by ECS and by EventBridge; the
 script says what failed and exits with 1, which cloud-init reports on the console and in its log.
 
@@ -10,6 +13,7 @@ script says what failed and exits with 1, which cloud-init reports on the consol
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from troposphere import Base64, Sub
 
@@ -17,15 +21,15 @@ from templates.assets import Asset
 from templates.cluster import HOST_DIR
 from templates.settings import Settings
 
+COMPONENTS = Path(__file__).parent / "components"
 MOST_BYTES = 16 * 1024
 """EC2 User Guide, "Run commands at launch": the limit, before base64."""
 
 SCRIPT = r"""#!/bin/bash
 set -euo pipefail
+set -E  # the trap holds within functions too
 trap 'echo "spindrift: set-up failed at line $LINENO" >&2' ERR
-imds=http://169.254.169.254/latest
-token=$(curl -f -s -S --retry 10 -X PUT -H "X-aws-ec2-metadata-token-ttl-seconds: 300" "$imds/api/token")
-metadata() { curl -f -s -S --retry 10 -H "X-aws-ec2-metadata-token: $token" "$imds/meta-data/$1"; }
+{aws.sh}
 lifecycle=$(metadata instance-life-cycle)
 
 # ECS starts after this script.
@@ -44,28 +48,12 @@ if [ "$lifecycle" = on-demand ]; then
   echo ECS_WARM_POOLS_CHECK=true >> /etc/ecs/ecs.config
 fi
 
-mkdir -p /opt/spindrift /etc/spindrift /var/lib/spindrift {HOST_DIR}
-role=$(metadata iam/security-credentials/)
-credentials=$(metadata "iam/security-credentials/$role")
-field() { printf '%s' "$credentials" | tr -d '\n' | sed -n "s/.*\"$1\" *: *\"\([^\"]*\)\".*/\1/p"; }
-# S3 wants the hash of the (empty) body, which curl adds by itself only in newer versions.
-curl -f -s -S --retry 10 --aws-sigv4 "aws:amz:${AWS::Region}:s3" \
-  --user "$(field AccessKeyId):$(field SecretAccessKey)" -H "x-amz-security-token: $(field Token)" \
-  -H "x-amz-content-sha256: $(sha256sum < /dev/null | cut -d ' ' -f 1)" \
-  -o /opt/spindrift/agent.new "https://s3.${AWS::Region}.${AWS::URLSuffix}/${AssetsBucket}/${AgentKey}"
-if ! printf '%s  %s\n' ${AgentSha256} /opt/spindrift/agent.new | sha256sum --check --status; then
-  echo "spindrift: s3://${AssetsBucket}/${AgentKey} is not the agent that this stack was built with" >&2
-  exit 1
-fi
-mv /opt/spindrift/agent.new /opt/spindrift/agent.pyz
-
+{install-agent.sh}
 cat > /etc/spindrift/agent.env <<EOF
 SPINDRIFT_NOTICES_TOPIC_ARN=${NoticesTopic}
 SPINDRIFT_HOST_DIR={HOST_DIR}
 AWS_DEFAULT_REGION=${AWS::Region}
 EOF
-cat > /etc/systemd/system/spindrift-agent.service <<'EOF'
-{UNIT}EOF
 systemctl daemon-reload
 systemctl enable --now spindrift-agent.service
 """
@@ -129,5 +117,11 @@ def build(settings: Settings, agent: Asset) -> Base64:
     )
 
 
+def part(name: str) -> str:
+    """A script of components/, for Fn::Sub."""
+    text = (COMPONENTS / name).read_text("utf-8")
+    return text.replace("{UNIT}", UNIT).replace("{HOST_DIR}", HOST_DIR)
+
+
 def _text() -> str:
-    return SCRIPT.replace("{HOST_DIR}", HOST_DIR).replace("{UNIT}", UNIT)
+    return re.sub(r"\{([a-z-]+\.sh)\}\n?", lambda place: part(place[1]), SCRIPT).replace("{HOST_DIR}", HOST_DIR)

@@ -129,6 +129,7 @@ OF_AWS = (
     "AmazonEC2SpotFleetTaggingRole is AWS's own policy and what EC2 wants of a Spot Fleet's role; "
     "{}, which the local cloud does not play as a call"
 )
+SPLIT = "no photograph of the story is so large that its job is split (test_examples.py)"
 UNUSED = (
     Unused(("Capacity", "Ingest", "Market", "Worker"), DYNAMODB, "Key", FOR_A_TABLE),
     Unused(("Capacity", "Market"), ("kms:GenerateDataKey",), "Key", FOR_A_TABLE),
@@ -137,6 +138,27 @@ UNUSED = (
         ("s3:ListBucket",),
         "UploadsBucket",
         "no call of ours: with it S3 says of an upload that is gone that it is gone, and not that it is forbidden",
+    ),
+    Unused(
+        ("Worker",),
+        ("s3:AbortMultipartUpload",),
+        "ResultsBucket/*",
+        "a large result that fails half-way is taken back; no photograph of the story is that large (test_transfer.py)",
+    ),
+    Unused(
+        ("Worker",),
+        ("ecs:DescribeTasks",),
+        "task/Cluster/*",
+        "no worker of the story dies with a job in hand (test_worker.py)",
+    ),
+    Unused(("Worker",), ("sqs:SendMessage",), "DefaultJobs", SPLIT),
+    Unused(("Worker",), ("dynamodb:PutItem",), "JobsTable", SPLIT),
+    Unused(("Worker",), ("s3:GetObject", "s3:DeleteObject"), "ResultsBucket/.parts/*", SPLIT),
+    Unused(
+        ("Worker",),
+        ("s3:GetObject", "s3:DeleteObject"),
+        "ResultsBucket/.checkpoints/*",
+        "the photographs of the story take no time to speak of, and leave no checkpoint (test_examples.py)",
     ),
     Unused(
         ("Instance",),
@@ -190,6 +212,8 @@ UNUSED_OPTIONS = (
 WIDE = {
     "UploadsBucket/*": "whoever uploads chooses the name",
     "ResultsBucket/*": "a result is named for its job",
+    "ResultsBucket/.parts/*": "a part is named for its job",
+    "ResultsBucket/.checkpoints/*": "a checkpoint is named for its job",
     "container-instance/Cluster/*": "AWS chooses the id when an instance joins; in this cluster only",
     "task/Cluster/*": "AWS chooses the id when a task starts; in this cluster only",
     "instance/*": "AWS chooses the id; what could do harm has a condition that holds it to this stack",

@@ -23,6 +23,9 @@ TABLES = {
     },
 }
 """Settings that together turn every option on and off."""
+APPS = {f"{family}": f"apps/octave-{family}.tar.gz" for family in ("g4dn", "g5", "g6")}
+IMAGE = {"image": {"apps": {"octave": APPS}}}
+"""Everything that an image of one's own can have."""
 
 
 def assets(agent_sha256=HASH):
@@ -34,6 +37,6 @@ def assets(agent_sha256=HASH):
     )
 
 
-def stack(table, agent_sha256=HASH):
-    """The `cluster` template as JSON reads it."""
-    return json.loads(rendered(STACKS["cluster"](Settings.read(table), assets(agent_sha256))))
+def stack(table, agent_sha256=HASH, name="cluster"):
+    """A template as JSON reads it."""
+    return json.loads(rendered(STACKS[name](Settings.read(table), assets(agent_sha256))))

@@ -673,6 +673,62 @@ def test_ecr_asks_the_execution_role(cluster, cloud, missing):
     assert missing in mine or set(mine) == set(PULL)
 
 
+def test_the_registry_knows_the_images_that_there_are(cluster, cloud):
+    registry = cloud.client("ecr")
+
+    def known(repository: str, tag: str) -> int:
+        return len(registry.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"])
+
+    assert (known("gpu-worker", "local"), known("loud", "latest"), known("loud", "2")) == (1, 1, 0)
+
+
+# Health
+
+
+def test_a_sick_worker_is_replaced_and_then_stopped(cluster, cloud):
+    cluster.boot("i-sick", gpus=2)
+    check = {"command": ["CMD-SHELL", 'test ! -e "$HOME/sick"'], "interval": 5, "retries": 1}
+    cluster.serve("workers", cluster.define(container={"healthCheck": check}))
+    (first,) = cluster.running(1)
+    assert (first["healthStatus"], first["containers"][0]["healthStatus"]) == ("UNKNOWN", "UNKNOWN")
+    (well,) = healthy(cluster, 1)
+    assert well["containers"][0]["healthStatus"] == "HEALTHY"
+
+    (cloud.state / "tasks" / first["taskArn"].rsplit("/", 1)[1] / "sick").touch()
+
+    both = healthy(cluster, 1, besides=first)
+    stopped = cluster.stopped(first)
+    assert stopped["healthStatus"] == "UNHEALTHY"
+    assert stopped["stopCode"] == "ServiceSchedulerInitiated"
+    assert stopped["stoppedReason"] == "Task failed container health checks"
+    assert any("failed container health checks" in said["message"] for said in cluster.service("workers")["events"])
+    assert stopped["stoppingAt"] > both[0]["startedAt"], "the replacement came first"
+
+
+def healthy(cluster: Cluster, count: int, besides: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def look() -> list[dict[str, Any]]:
+        found = [task for task in cluster.tasks() if task["healthStatus"] == "HEALTHY"]
+        found = [task for task in found if besides is None or task["taskArn"] != besides["taskArn"]]
+        return found if len(found) == count else []
+
+    return list(eventually(look, within=30, what=f"{count} healthy tasks"))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        {"command": ["test", "-e", "/x"]},
+        {"command": ["CMD"]},
+        {"command": ["CMD-SHELL", "true", "false"]},
+        {"command": ["CMD", "true"], "interval": 4},
+        {"command": ["CMD", "true"], "startPeriod": 301},
+    ],
+)
+def test_a_health_check_that_ecs_would_not_take_is_refused(cluster, check):
+    with pytest.raises(ClientError, match="ClientException"):
+        cluster.define(container={"healthCheck": check})
+
+
 # Shared files
 
 

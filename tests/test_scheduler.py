@@ -16,7 +16,7 @@ def tasks_of(*many: dict[str, object]) -> tuple[TaskSeen, ...]:
     return tuple(task(f"t{index}", **parts) for index, parts in enumerate(many))
 
 
-booleans = {name: st.booleans() for name in ("running", "stopping", "protected", "draining", "current")}
+booleans = {name: st.booleans() for name in ("running", "stopping", "protected", "draining", "current", "sick", "well")}
 some_tasks = st.lists(st.fixed_dictionaries({**booleans, "zone": st.sampled_from("ab")}), max_size=6).map(
     lambda many: tasks_of(*many)
 )
@@ -87,6 +87,39 @@ looks = st.builds(
             1,
         ),
         ("a crash loop waits", {"desired": 2, "throttled": True}, {}, 0),
+        ("a sick task is replaced first", {"desired": 1, "tasks": tasks_of({"sick": True})}, {}, 1),
+        (
+            "it stays while nothing is known of its replacement",
+            {"desired": 1, "tasks": tasks_of({"sick": True}, {"well": False})},
+            {},
+            0,
+        ),
+        ("and goes when that is well", {"desired": 1, "tasks": tasks_of({"sick": True}, {})}, {"t0": "health"}, 0),
+        (
+            "protection is against scale-in only",
+            {"desired": 1, "tasks": tasks_of({"sick": True, "protected": True}, {})},
+            {"t0": "health"},
+            0,
+        ),
+        (
+            "of two sick ones for one place one goes",
+            {"desired": 1, "tasks": tasks_of(*[{"sick": True}] * 2)},
+            {"t0": "health"},
+            0,
+        ),
+        ("scale-in takes a sick one", {"desired": 1, "tasks": tasks_of({}, {"sick": True})}, {"t1": "health"}, 0),
+        (
+            "where the maximum forbids a replacement, one sick task goes first",
+            {"desired": 2, "maximum_percent": 100, "tasks": tasks_of(*[{"sick": True}] * 2)},
+            {"t0": "health"},
+            0,
+        ),
+        (
+            "and the next when that one is gone",
+            {"desired": 2, "maximum_percent": 100, "tasks": tasks_of({"sick": True, "stopping": True}, {"sick": True})},
+            {},
+            0,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -97,10 +130,10 @@ def test_decide(case, seen, stops, starts):
 
 
 @given(looks)
-def test_a_protected_task_is_never_stopped_and_none_is_stopped_twice(seen):
+def test_a_protected_task_is_not_stopped_unless_sick_and_none_is_stopped_twice(seen):
     stopped = [stop.arn for stop in decide(seen).stops]
 
-    assert not {each.arn for each in seen.tasks if each.protected or each.stopping} & set(stopped)
+    assert not {each.arn for each in seen.tasks if (each.protected and not each.sick) or each.stopping} & set(stopped)
     assert len(stopped) == len(set(stopped))
 
 
@@ -108,7 +141,7 @@ def test_a_protected_task_is_never_stopped_and_none_is_stopped_twice(seen):
 def test_replacing_never_goes_below_the_minimum_nor_starting_above_the_maximum(seen):
     decision = decide(seen)
     stopped = {stop.arn for stop in decision.stops}
-    healthy = [each for each in seen.tasks if each.running and not each.stopping]
+    healthy = [each for each in seen.tasks if each.running and not each.stopping and not each.sick]
     left = [each for each in healthy if each.arn not in stopped]
 
     lower = -(-seen.desired * seen.minimum_healthy_percent // 100)
@@ -124,7 +157,9 @@ def test_a_service_left_alone_comes_to_rest(seen):
         if not decision.stops and not decision.starts and not any(t.stopping or not t.running for t in seen.tasks):
             return
         gone = {stop.arn for stop in decision.stops} | {each.arn for each in seen.tasks if each.stopping}
-        left = [TaskSeen(**{**vars(each), "running": True}) for each in seen.tasks if each.arn not in gone]
+        left = [
+            TaskSeen(**{**vars(each), "running": True, "well": True}) for each in seen.tasks if each.arn not in gone
+        ]
         new = [task(f"{turn}-{index}") for index in range(decision.starts)]
         seen = ServiceSeen(**{**vars(seen), "tasks": (*left, *new)})
     pytest.fail("still deciding")

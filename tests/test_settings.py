@@ -211,13 +211,23 @@ def test_every_option_has_a_line_in_the_file_of_all_options():
         (
             "a bucket's name",
             {"buckets": {"uploads": "mine"}},
-            "buckets: unknown key; known are profile, network, compute, spot, on_demand, queues, worker, uploads, "
+            "buckets: unknown key; known are profile, network, compute, spot, on_demand, queues, worker, image, uploads, "
             "security, notify, logs, tags",
         ),
         (
             "stops after the instance",
             {"worker": {"stop_timeout_seconds": 120}},
             "worker.stop_timeout_seconds: at most 110, got 120",
+        ),
+        (
+            "scratch on files that are not shared",
+            {"worker": {"scratch": "shared"}},
+            "worker.scratch: shared only with worker.shared_files",
+        ),
+        (
+            "jobs longer than SQS holds a message",
+            {"worker": {"job_seconds": 43_201}},
+            "worker.job_seconds: at most 43200, got 43201",
         ),
         (
             "a task that no host can take",

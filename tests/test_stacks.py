@@ -28,7 +28,7 @@ DEFAULTS = (PROJECT / "spindrift.toml").read_text("utf-8")
 PLACES = ("in/", "urgent/", "big/")
 IMAGE = "slow-pictures:local"
 CHANGES = (
-    ("[worker]", '[worker]\nprocessor = "slow_pictures:process"'),
+    ('command = ["/app/sharpen", "{input}", "{output}"]', 'processor = "slow_pictures:process"'),
     ("warm_units = 1", 'warm_units = 1\nurgency = "deadline"'),
     ('prefix = "in/"', 'prefix = "in/"\nmax_wait_seconds = 600'),
     ('prefix = "big/"', 'prefix = "big/"\nlease_seconds = 10'),

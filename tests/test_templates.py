@@ -17,7 +17,7 @@ from templates import policies, userdata
 from templates.instance_types import INSTANCE_TYPES
 from templates.settings import MOST_QUEUES, STACK_TAG, Queue, Settings
 from templates.stacks import STACKS, rendered
-from tests.stacks_make import EVERYTHING, GIVEN_VPC, HASH, TABLES, assets
+from tests.stacks_make import EVERYTHING, GIVEN_VPC, HASH, IMAGE, TABLES, assets
 
 ROOT = Path(__file__).parents[1]
 ASSETS = assets()
@@ -71,9 +71,12 @@ def container(title, **table):
 
 @pytest.mark.parametrize(
     "name, table",
-    [("cluster", {}), ("cluster-everything", EVERYTHING), ("cluster-groups", {"profile": "groups"})],
+    [
+        ("cluster", {}), ("cluster-everything", EVERYTHING), ("cluster-groups", {"profile": "groups"}),
+        ("image", IMAGE),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
-)
+)  # fmt: skip
 def test_every_stack_renders_as_agreed(name, table, golden):
     stack, _, _ = name.partition("-")
     golden(f"{name}.json", rendered(STACKS[stack](Settings.read(table), ASSETS)))
@@ -276,7 +279,7 @@ def test_an_upload_is_deleted_after_success_only_when_asked_for():
     assert deletion["Action"] == ["s3:DeleteObjectVersion"]
     assert deletion["Resource"] == [{"Fn::Sub": "${UploadsBucket.Arn}/*"}]
     assert "SPINDRIFT_DELETE_UPLOADS" not in container("DefaultTask")["Environment"]
-    assert not [action for action in actions("WorkerRole") if action.startswith("s3:Delete")]
+    assert "s3:DeleteObjectVersion" not in actions("WorkerRole")
 
 
 def test_tasks_share_files_through_the_access_point_alone_and_encrypted():
@@ -304,6 +307,22 @@ def test_tasks_share_files_through_the_access_point_alone_and_encrypted():
 
 def test_without_shared_files_there_is_nothing_of_them():
     assert not re.search("efs|elasticfilesystem|/shared", text(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "worker, directory, memory",
+    [
+        ({}, "/tmp", None),
+        ({"scratch": "memory", "memory_mib": 8000}, "/dev/shm", 4000),
+        ({"scratch": "shared", "shared_files": True}, "/shared/.scratch", None),
+    ],
+    ids=["disk", "memory", "shared"],
+)
+def test_jobs_in_hand_lie_where_it_was_asked(worker, directory, memory):
+    made = container("DefaultTask", worker=worker)
+
+    assert made["Environment"]["SPINDRIFT_SCRATCH_DIR"] == directory
+    assert made["LinuxParameters"].get("SharedMemorySize") == memory
 
 
 # What is kept
@@ -372,7 +391,6 @@ def test_without_the_ingest_lambda_the_worker_makes_the_record():
     assert not [title for title in titles if title.startswith(("Ingest", "UploadEvents"))]
     assert "UploadEventsQueueUrl" not in template(**DIRECT)["Outputs"]
     assert allowed("WorkerRole", "dynamodb:PutItem", **DIRECT)["Resource"] == [{"Fn::GetAtt": ["JobsTable", "Arn"]}]
-    assert "dynamodb:PutItem" not in actions("WorkerRole")
 
 
 def test_the_names_of_buckets_are_cloudformations():
@@ -576,7 +594,7 @@ def test_the_capacity_lambda_knows_where_each_service_may_run():
         ("CapacityRole", "sqs:GetQueueAttributes", {"UrgentJobs", "BigOnesJobs", "Notices"}),
         ("CapacityRole", "sqs:ReceiveMessage", {"Notices"}),
         ("WorkerRole", "sqs:ReceiveMessage", {"UrgentJobs", "BigOnesJobs"}),
-        ("WorkerRole", "sqs:SendMessage", {"DeadLetter"}),
+        ("WorkerRole", "sqs:SendMessage", {"UrgentJobs", "BigOnesJobs", "DeadLetter"}),
     ],
 )
 def test_each_actor_reaches_its_queues_and_no_other(role, action, queues):
