@@ -39,9 +39,9 @@ def lived(market, who, work=None, units=2, diary=None, **parts):
     return world.run(Follow(COMPARISONS[who]) if isinstance(who, str) else who)
 
 
-def policy(units=2, jobs_per_unit=1, urgency=Urgency.NOW, patience=180, calm=180):
+def policy(units=2, jobs_per_unit=1, urgency=Urgency.NOW, patience=180, calm=180, max_wait=None):
     return Policy(
-        loads={SERVICE: Load(jobs_per_task=jobs_per_unit, max_tasks=units, units_per_task=1)},
+        loads={SERVICE: Load(jobs_per_task=jobs_per_unit, max_tasks=units, units_per_task=1, max_wait=max_wait)},
         on_demand_units=1,
         max_units=units,
         max_on_demand_units=units,

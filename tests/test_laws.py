@@ -10,7 +10,7 @@ from math import ceil
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lambdas_make import NOON, PLACED, Town, applied, instance, part, policy, seen, waiting
+from lambdas_make import NOON, PLACED, Town, applied, instance, od, part, policy, seen, waiting
 
 from capacity.breaker import OFTEN, QUIET, TWICE, tripped_until, with_loss
 from capacity.nouns import Arrival, Load, Notes, Urgency, Wave
@@ -79,6 +79,8 @@ def looks(draw, work=work):
         short_since=draw(st.none() | moments),
         ample_since=draw(st.none() | moments),
         waves=draw(waves),
+        worked=draw(few),
+        on_demand_took=draw(st.none() | st.sampled_from([timedelta(minutes=1), timedelta(minutes=3)])),
         on_demand_requested=present + draw(st.integers(-1, 2)) if present else draw(few),
         on_demand_present=present,
         noticed=noticed,
@@ -257,22 +259,37 @@ def test_no_more_is_bought_than_spot_is_short_of(look, chosen):
 @law
 @given(looks(), policies())
 def test_a_fleet_that_still_launches_buys_nothing(look, chosen):
-    launching = untimed(idler(look, "steady"))
+    young = tuple(i if i.joined else replace(i, launched=NOON - timedelta(minutes=1)) for i in look.instances)
+    launching = untimed(idler(replace(look, instances=young), "steady"))
     launching = replace(launching, noticed=frozenset(), notes=Notes(short_since=NOON - timedelta(minutes=1)))
 
-    assert decide(launching, chosen).on_demand_desired <= look.on_demand_requested
+    assert decide(launching, chosen).on_demand_desired <= max(look.on_demand_requested, look.on_demand_present)
 
 
 @law
 @given(looks(), policies(urgencies=[Urgency.NOW]))
 def test_what_an_interruption_took_is_made_up_for_at_once(look, chosen):
     whole = fresh(idler(look, "steady", "patient"))
-    whole = replace(whole, notes=Notes(), requested=decide(whole, chosen).needed_units)
+    whole = replace(whole, notes=Notes(worked=decide(whole, chosen).needed_units))
     decision = decide(whole, chosen)
 
     most = chosen.max_on_demand_units // chosen.on_demand_units
     short = decision.needed_units - decision.healthy_units
     assert decision.on_demand_desired >= min(most, ceil(short / chosen.on_demand_units))
+
+
+@law
+@given(looks(), policies(urgencies=[Urgency.NOW]))
+def test_a_top_up_stays_until_spot_has_lasted_in_its_place(look, chosen):
+    chosen = replace(chosen, on_demand_units=1, max_on_demand_units=99)
+    slow = [i if i.spot else od(i.id, tasks=1) if i.joined else replace(i, launched=NOON) for i in look.instances]
+    look = fresh(idler(replace(look, instances=tuple(slow), noticed=frozenset()), "patient", "steady"))
+    decision = decide(look, chosen)
+
+    lasted = [i for i in look.instances if i.spot and i.joined and NOON - i.launched >= chosen.calm]
+    stayed = [i for i in look.instances if not i.spot and i.id not in leaving(decision)]
+    bought = min(look.on_demand_requested, len(look.instances) - sum(i.spot for i in look.instances))
+    assert len(stayed) >= min(bought, decision.needed_units - sum(i.units for i in lasted))
 
 
 @law
@@ -329,13 +346,11 @@ def test_older_jobs_never_mean_less_help(look, chosen, older):
 
 @law
 @given(looks(), policies(urgencies=[Urgency.DEADLINE]))
-def test_jobs_that_are_in_time_on_spot_alone_buy_nothing(look, chosen):
-    quiet = changed(idler(look, "steady"), "worker", arrivals=(), job_seconds=1.0)
+def test_jobs_that_can_wait_for_spot_buy_nothing(look, chosen):
+    quiet = changed(idler(look, "steady"), "worker", arrivals=(), job_seconds=60.0)
     loads = {name: replace(load, max_wait=timedelta(hours=2)) for name, load in chosen.loads.items()}
-    decision = decide(quiet, replace(chosen, loads=loads))
 
-    if decision.healthy_units >= chosen.loads["worker"].units_per_task or not of(look, "worker").backlog:
-        assert decision.on_demand_desired <= look.on_demand_requested
+    assert decide(quiet, replace(chosen, loads=loads)).on_demand_desired <= look.on_demand_requested
 
 
 @law
@@ -502,6 +517,21 @@ def test_busy_on_demand_goes_back_to_spot_in_a_few_passes_and_nobody_is_missed(n
 
     assert (town.count(spot=False), town.look.on_demand_requested) == (0, 0)
     assert town.count(spot=True) == needed
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(st.integers(1, 6), st.integers(0, 6), st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=5))
+def test_where_on_demand_comes_within_a_notice_nobody_is_missed(needed, room, taken):
+    town = Town(policy(), on_demand_boots=1)
+    town.spot_room = room
+    town.run(minutes=12, backlog=needed)
+    for minutes, most in [*taken, (12, 0)]:
+        town.take(most)
+        for _ in range(minutes):
+            town.run(minutes=1, backlog=needed)
+            assert town.healthy() >= needed
+
+    assert (town.count(spot=True), town.look.on_demand_requested) == (min(needed, room), needed - min(needed, room))
 
 
 @settings(max_examples=40, deadline=None, database=None)

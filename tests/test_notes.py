@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lambdas_make import NOON, instance
 
-from capacity.notes import AMPLE_SINCE, SHORT_SINCE, WAVES, moment, read, written
+from capacity.notes import AMPLE_SINCE, ON_DEMAND_TOOK, SHORT_SINCE, WAVES, WORKED, moment, read, written
 from capacity.nouns import Notes, Wave
 from capacity.pools import MOST_TAKEN, Taken, by_pool, with_taken
+from templates.fleet import FLEET_NOTES
 
 seconds = st.integers(1_700_000_000, 2_000_000_000).map(lambda at: datetime.fromtimestamp(at, UTC))
 all_notes = st.builds(
@@ -17,6 +18,8 @@ all_notes = st.builds(
     short_since=st.none() | seconds,
     ample_since=st.none() | seconds,
     waves=st.lists(st.builds(Wave, seconds, st.integers(1, 100).map(lambda n: n / 100)), max_size=15).map(tuple),
+    worked=st.integers(0, 10_000),
+    on_demand_took=st.none() | st.integers(0, 3600).map(lambda s: timedelta(seconds=s)),
 )
 
 
@@ -36,16 +39,34 @@ def test_the_tags_can_be_read_by_people():
         "spindrift:waves": "1714564800=0.5 1714565100=1",
     }
     assert written(Notes(ample_since=NOON)) == {"spindrift:ample-since": "2024-05-01T12:00:00+00:00"}
+    assert written(Notes(worked=12, on_demand_took=timedelta(seconds=95.6))) == {
+        "spindrift:worked": "12",
+        "spindrift:on-demand-took": "96",
+    }
     assert written(Notes()) == {}
+
+
+def test_the_function_may_write_all_of_it_and_nothing_else():
+    everything = Notes(
+        short_since=NOON, ample_since=NOON, waves=(Wave(NOON, 1.0),), worked=1, on_demand_took=timedelta(minutes=1)
+    )
+
+    assert sorted(written(everything)) == sorted(FLEET_NOTES)
 
 
 @pytest.mark.parametrize(
     "tags",
     [{}, {SHORT_SINCE: "yesterday"}, {AMPLE_SINCE: "2024-05-01T12:00:00"}, {WAVES: "1=2=3"}, {WAVES: "now=0.5"},
-     {WAVES: "99999999999999999999=0.5"}, {WAVES: "1714564800=half"}],
+     {WAVES: "99999999999999999999=0.5"}, {WAVES: "1714564800=half"}, {WORKED: "-1"}, {WORKED: "many"}, {WORKED: "1000000000"}, {ON_DEMAND_TOOK: "1.5"},
+     {ON_DEMAND_TOOK: "999999999999"}],
 )  # fmt: skip
 def test_what_makes_no_sense_is_no_note(tags):
     assert read(tags) == Notes()
+
+
+def test_a_number_has_nine_digits_at_most():
+    assert read({WORKED: "999999999"}).worked == 999_999_999
+    assert read({WORKED: "1000000000"}).worked == 0
 
 
 def test_a_moment_has_its_time_zone():

@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 
 PURE = Path(__file__).parent.parent / "lambdas" / "capacity"
 THOROUGH = settings(max_examples=3000, phases=[Phase.generate], database=None, deadline=None, derandomize=True)
-PARTS = ("breaker", "moves", "need", "topup", "policy")
+PARTS = ("breaker", "moves", "need", "pace", "topup", "policy")
 
 FAULTS = [
     ("work in flight is forgotten", "need", "service.backlog / load.jobs", "service.visible / load.jobs", "every_unit_of_work_counts_wherever_it_waits"),
@@ -19,13 +19,17 @@ FAULTS = [
     ("work for Spot alone is a reason to buy", "need", "min(policy.max_units, work[Placement.ANY]),", "min(policy.max_units, work[Placement.ANY] + work[Placement.SPOT]),", "work_for_spot_alone_never_raises_on_demand"),
     ("without work capacity lingers", "need", "max(count, there[name]) if count else 0", "max(count, there[name])", "without_work_nothing_idles"),
     ("nothing lingers", "need", ">= policy.linger", ">= policy.settle", "a_backlog_about_a_threshold_does_not_flap"),
-    ("an old job is taken for a young one", "need", "max((left - age) * share", "max((left + age) * share", "jobs_that_are_late_already_get_all_the_help_there_is_work_for"),
-    ("help is bought for jobs that are in time", "topup", "late = max(0, min(in_time, now.shared) - spot.have)", "late = max(0, now.shared - spot.have)", "jobs_that_are_in_time_on_spot_alone_buy_nothing"),
-    ("a loss without a notice waits for patience", "topup", "max(doomed(seen), 0 if seen.notes.short_since else seen.requested - spot.have)", "doomed(seen)", "what_an_interruption_took_is_made_up_for_at_once"),
-    ("a launching fleet is taken for a loss", "topup", "0 if seen.notes.short_since else seen.requested", "seen.requested", "a_fleet_that_still_launches_buys_nothing"),
-    ("a notice buys whatever is not needed", "topup", "lost = min(shortage, max(", "lost = max(shortage, max(", "the_fleet_s_own_scale_in_buys_nothing"),
-    ("instances are bought one too many", "topup", "buy = ceil((now.on_demand + aid.buy) / size)", "buy = (now.on_demand + aid.buy) // size + 1", "no_more_is_bought_than_spot_is_short_of"),
+    ("an old job is taken for a young one", "need", "left = timedelta(seconds=jobs * seconds), time - age", "left = timedelta(seconds=jobs * seconds), time + age", "jobs_that_are_late_already_get_all_the_help_there_is_work_for"),
+    ("help is bought for jobs that can wait", "need", "if work >= (left - load.max_wait * spare) * most:", "if True:", "jobs_that_can_wait_for_spot_buy_nothing"),
+    ("help is bought for whatever Spot is short of", "topup", "late = max(0, min(now_or_late, now.shared) - spot.have)", "late = max(0, now.shared - spot.have)", "jobs_that_can_wait_for_spot_buy_nothing"),
+    ("what worked is forgotten", "policy", "min(now.shared, max(seen.notes.worked, spot.joined + _helping(seen, now, taken)))", "min(now.shared, spot.joined + _helping(seen, now, taken))", "what_an_interruption_took_is_made_up_for_at_once"),
+    ("a launching fleet is taken for a loss", "topup", "lost = max(0, notes.worked - (", "lost = max(0, now.shared - (", "a_fleet_that_still_launches_buys_nothing"),
+    ("what is not needed is missed", "policy", "worked=min(now.shared, max(", "worked=max(now.shared, max(", "the_fleet_s_own_scale_in_buys_nothing"),
+    ("instances are bought one too many", "topup", "ceil((now.on_demand + aid.buy) / size),", "(now.on_demand + aid.buy) // size + 1,", "no_more_is_bought_than_spot_is_short_of"),
     ("On-Demand leaves before Spot has settled", "topup", "stay=max(0, held.shared - spot.settled)", "stay=0", "who_leaves_is_never_missed"),
+    ("what boots counts, however late it comes", "topup", "spot.joined if comes_before_spot(seen, notes.on_demand_took, policy) else spot.have", "spot.have", "where_on_demand_comes_within_a_notice_nobody_is_missed"),
+    ("only Spot is missed", "policy", "spot.joined + _helping(seen, now, taken)", "spot.joined + sum(i.units for i in taken if i.joined)", "where_on_demand_comes_within_a_notice_nobody_is_missed"),
+    ("a top-up is called off for Spot that boots", "topup", "stay=max(0, held.shared - spot.settled)", "stay=max(0, held.shared - spot.have)", "a_top_up_stays_until_spot_has_lasted_in_its_place"),
     ("On-Demand never leaves a backlog", "policy", "may_be_relieved=lambda _: True", "may_be_relieved=lambda _: False", "busy_on_demand_goes_back_to_spot_in_a_few_passes_and_nobody_is_missed"),
     ("the group picks a victim", "policy", "return max(wanted, min(seen.on_demand_requested, seen.on_demand_present))", "return wanted", "a_group_is_never_asked_to_pick_a_victim"),
     ("any busy Spot may be relieved", "policy", "may_be_relieved=lambda i: i.id in risky", "may_be_relieved=lambda i: True", "a_busy_spot_instance_leaves_only_when_it_is_at_risk"),

@@ -27,8 +27,13 @@ TOO_LONG = timedelta(minutes=6)
             {"spot_target": 3, "on_demand_desired": 1, "healthy_units": 1, "noticed_units": 1, "taken": ("i-1",)},
         ),
         (
+            "one of three under notice",
+            seen(3, [instance("i-1"), instance("i-2"), instance("i-3")], noticed=frozenset({"i-3"})),
+            {"on_demand_desired": 1, "healthy_units": 2, "noticed_units": 1},
+        ),
+        (
             "gone without a notice: made up for at once",
-            seen(2, [instance("i-1")], requested=2),
+            seen(2, [instance("i-1")], requested=2, worked=2),
             {"on_demand_desired": 1, "short_since": NOON},
         ),
         (
@@ -59,12 +64,22 @@ TOO_LONG = timedelta(minutes=6)
         (
             "late from the moment that patience is over",
             seen(1, [instance("i-1", joined=False, launched=NOON - timedelta(minutes=5))]),
-            {"healthy_units": 0},
+            {"healthy_units": 0, "on_demand_desired": 1},
         ),
         (
             "late, and nothing is missing without it: ended",
             seen(1, [instance("i-1"), instance("i-2", joined=False, launched=NOON - TOO_LONG)]),
             {"on_demand_desired": 0, "terminate_spot": ("i-2",)},
+        ),
+        (
+            "part of the fleet is late: that part at once",
+            seen(
+                3,
+                [instance("i-1", joined=False, launched=NOON - TOO_LONG)],
+                requested=3,
+                short_since=JUST_NOW,
+            ),
+            {"on_demand_desired": 1},
         ),
         (
             "never joined: replaced, and made up for",
@@ -73,7 +88,7 @@ TOO_LONG = timedelta(minutes=6)
         ),
         (
             "joined without a GPU: drained, and made up for",
-            seen(1, [instance("i-1", gpus=0)], requested=1),
+            seen(1, [instance("i-1", gpus=0)], requested=1, worked=1),
             {"on_demand_desired": 1, "drain": ("i-1",)},
         ),
         ("without a GPU, and still a task: not yet", seen(1, [instance("i-1", gpus=0, tasks=1)]), {"drain": ()}),
@@ -100,26 +115,7 @@ TOO_LONG = timedelta(minutes=6)
             {"terminate_on_demand": ("i-4",), "relieve": ("i-3",)},
         ),
         (
-            "nothing is missing: what the group has not launched is called off, what has joined stays until Spot is calm",
-            seen(3, [instance(f"i-{n}", launched=JUST_NOW) for n in range(3)] + [od("i-3")], on_demand_requested=3),
-            {"on_demand_desired": 1, "drain": ()},
-        ),
-        (
-            "On-Demand boots beside others that have been there: only those that boot tell how soon",
-            seen(
-                3,
-                [
-                    instance("i-1"),
-                    instance("i-2", joined=False, launched=JUST_NOW),
-                    od("i-3", launched=LONG_AGO, tasks=1),
-                    od("i-4", joined=False, launched=JUST_NOW),
-                ],
-                short_since=JUST_NOW,
-            ),
-            {"terminate_on_demand": ("i-4",), "on_demand_desired": 2},
-        ),
-        (
-            "Spot boots as soon as On-Demand, and nothing else is missing",
+            "a replacement boots a second later: what was bought stays",
             seen(
                 2,
                 [
@@ -127,8 +123,19 @@ TOO_LONG = timedelta(minutes=6)
                     instance("i-2", joined=False, launched=JUST_NOW),
                     od("i-3", joined=False, launched=JUST_NOW),
                 ],
+                worked=2,
             ),
-            {"terminate_on_demand": ("i-3",)},
+            {"on_demand_desired": 1, "terminate_on_demand": ()},
+        ),
+        (
+            "a replacement boots sooner than the group launches: what was asked for stays",
+            seen(2, [instance("i-1"), instance("i-2", joined=False, launched=JUST_NOW)], on_demand_requested=1),
+            {"on_demand_desired": 1},
+        ),
+        (
+            "its replacement has joined, but has not lasted: what boots stays, too",
+            seen(1, [instance("i-1", launched=JUST_NOW), od("i-2", joined=False, launched=JUST_NOW)], worked=1),
+            {"on_demand_desired": 1, "terminate_on_demand": ()},
         ),
         (
             "patience is just over",
@@ -181,29 +188,7 @@ TOO_LONG = timedelta(minutes=6)
             {"relieve": (), "on_demand_desired": 1},
         ),
         (
-            "On-Demand boots and Spot was launched as soon: it is not worth the boot",
-            seen(
-                1,
-                [
-                    instance("i-1", joined=False, launched=JUST_NOW),
-                    od("i-2", joined=False, launched=JUST_NOW - timedelta(seconds=30)),
-                ],
-            ),
-            {"terminate_on_demand": ("i-2",), "on_demand_desired": 1},
-        ),
-        (
-            "On-Demand boots and Spot was launched later: it comes first, and stays",
-            seen(
-                1,
-                [
-                    instance("i-1", joined=False, launched=JUST_NOW),
-                    od("i-2", joined=False, launched=JUST_NOW - timedelta(seconds=31)),
-                ],
-            ),
-            {"terminate_on_demand": (), "on_demand_desired": 1},
-        ),
-        (
-            "On-Demand boots, and Spot has joined: called off",
+            "On-Demand boots, and Spot has lasted: called off",
             seen(1, [instance("i-1"), od("i-2", joined=False, launched=JUST_NOW - timedelta(minutes=3))]),
             {"terminate_on_demand": ("i-2",), "on_demand_desired": 1},
         ),
@@ -219,7 +204,7 @@ TOO_LONG = timedelta(minutes=6)
         ),
         (
             "lost while more is needed: the loss at once, the rest from the fleet",
-            seen(3, [instance("i-1")], requested=2),
+            seen(3, [instance("i-1")], requested=2, worked=2),
             {"spot_target": 3, "on_demand_desired": 1},
         ),
         (
@@ -252,7 +237,7 @@ TOO_LONG = timedelta(minutes=6)
         ),
         (
             "somebody else drained one that is needed and still works: the fleet is asked for another",
-            seen(2, [instance("i-1"), instance("i-2", draining=True, tasks=1)]),
+            seen(2, [instance("i-1"), instance("i-2", draining=True, tasks=1)], worked=2),
             {"spot_target": 3, "on_demand_desired": 1},
         ),
         (
@@ -325,6 +310,17 @@ TOO_LONG = timedelta(minutes=6)
             "at risk all at once: a quarter at a time",
             seen(8, [instance(f"i-{n}", tasks=1, warned=JUST_NOW) for n in range(8)]),
             {"spot_target": 10},
+        ),
+        (
+            "one too many while one at risk is too large to go: who boots leaves before who works",
+            seen(
+                8,
+                [instance("i-0", units=2, tasks=1, warned=JUST_NOW)]
+                + [instance(f"i-{n}", tasks=1) for n in range(1, 7)]
+                + [instance("i-7")]
+                + [instance(f"i-{n}", joined=False, launched=JUST_NOW) for n in (8, 9)],
+            ),
+            {"relieve": (), "terminate_spot": ("i-9",), "drain": ()},
         ),
         (
             "at risk half an hour ago, and still there: forgotten",
@@ -548,10 +544,12 @@ def test_work_runs_where_it_may(case, work, look, expected):
 HOUR = timedelta(hours=1)
 
 
-def timed(jobs, *, came=(), job_seconds=60.0, instances=(), **parts):
+def timed(jobs, *, came=(), job_seconds=60.0, instances=(), in_flight=0, delayed=0, **parts):
     """A look at one service with jobs that wait; `came` says how many of them came how long ago, the latest first."""
     service = replace(
-        seen(jobs).services[0], arrivals=tuple(Arrival(age, n) for age, n in came), job_seconds=job_seconds
+        seen(jobs, in_flight=in_flight, delayed=delayed).services[0],
+        arrivals=tuple(Arrival(age, n) for age, n in came),
+        job_seconds=job_seconds,
     )
     return seen(0, instances, services=(service,), **{"short_since": JUST_NOW, **parts})
 
@@ -559,54 +557,59 @@ def timed(jobs, *, came=(), job_seconds=60.0, instances=(), **parts):
 @pytest.mark.parametrize(
     "case, look, expected",
     [
-        # An hour, less a minute of work and five until help is there: 54 minutes, or 3,240 s.
-        ("one does it in time", timed(54, instances=[instance("i-1")]), {"on_demand_desired": 0, "services": {"worker": 6}}),
-        ("one more job would be late", timed(55, instances=[instance("i-1")]), {"on_demand_desired": 1}),
-        ("what boots counts", timed(55, instances=[instance("i-1"), instance("i-2", joined=False, launched=JUST_NOW)]), {"on_demand_desired": 0}),
-        ("no Spot at all", timed(1), {"on_demand_desired": 1}),
-        ("half the time is gone", timed(54, came=[(timedelta(minutes=27), 54)], instances=[instance("i-1")]), {"on_demand_desired": 1}),
-        # Six minutes for what is late: 10 jobs of a minute are two tasks.
+        # An hour, less a minute of work, five until help is there and six to spare, is 48 minutes: ten of On-Demand do 480.
+        ("no Spot at all, but it may come yet", timed(479), {"on_demand_desired": 0, "spot_target": 20}),
+        ("the last moment for On-Demand", timed(480), {"on_demand_desired": 9}),
+        ("a job that can wait no longer", timed(1, came=[(timedelta(minutes=48), 1)]), {"on_demand_desired": 1}),
+        ("a job that can wait a little longer", timed(1, came=[(timedelta(minutes=47), 1)]), {"on_demand_desired": 0}),
+        ("Spot does it in time", timed(1, came=[(timedelta(minutes=48), 1)], instances=[instance("i-1")]), {"on_demand_desired": 0}),
+        ("what boots counts", timed(480, instances=[instance("i-1", joined=False, launched=JUST_NOW)]), {"on_demand_desired": 8}),
+        ("as much as Spot is short of, and no more", timed(480, instances=[instance(f"i-{n}") for n in range(7)]), {"on_demand_desired": 2}),
+        ("more than the limit", timed(999), {"on_demand_desired": 10}),
         ("nothing to do", timed(0), {"on_demand_desired": 0, "services": {"worker": 0}, "spot_target": 0}),
-        ("late already", timed(10, came=[(2 * HOUR, 10)], instances=[instance("i-1")]), {"on_demand_desired": 1}),
-        ("more tasks than jobs_per_task says", timed(200), {"services": {"worker": 20}, "on_demand_desired": 4}),
-        ("as many as are needed, and not what Spot is short of", timed(100), {"services": {"worker": 10}, "on_demand_desired": 2}),
+        # Half of five minutes for what is late.
+        ("late already", timed(10, came=[(2 * HOUR, 10)]), {"on_demand_desired": 4}),
+        ("late already, and delayed", timed(0, delayed=10, came=[(2 * HOUR, 10)]), {"on_demand_desired": 4}),
+        ("within a quarter of 54 minutes", timed(94), {"services": {"worker": 10}}),
+        ("no more tasks than jobs", timed(2, job_seconds=3000.0), {"services": {"worker": 2}}),
         (
             "half are old, and come first",
-            timed(54, came=[(timedelta(0), 27), (timedelta(minutes=27), 27)], instances=[instance("i-1")]),
-            {"on_demand_desired": 0},
-        ),
-        (
-            "one more is old",
-            timed(54, came=[(timedelta(0), 26), (timedelta(minutes=27), 28)], instances=[instance("i-1")]),
-            {"on_demand_desired": 1},
+            timed(20, came=[(timedelta(0), 10), (timedelta(minutes=48), 10)]),
+            {"on_demand_desired": 2},
         ),
         (
             "those that were done already are the oldest",
             timed(27, came=[(timedelta(minutes=27), 27), (2 * HOUR, 99)], instances=[instance("i-1")]),
             {"on_demand_desired": 0},
         ),
-        (
-            "what nobody told of is new, and comes last",
-            timed(54, came=[(timedelta(minutes=27), 28)], instances=[instance("i-1")]),
-            {"on_demand_desired": 1},
-        ),
+        ("what nobody told of is new, and comes last", timed(20, came=[(timedelta(minutes=48), 10)]), {"on_demand_desired": 2}),
         ("not known: not yet impatient", timed(10, job_seconds=None), {"on_demand_desired": 0}),
         ("not known: impatient", timed(10, job_seconds=None, short_since=NOON - TOO_LONG), {"on_demand_desired": 1}),
         ("not known, and nothing waits", timed(0, job_seconds=None, short_since=NOON - TOO_LONG), {"on_demand_desired": 0}),
         ("an interruption that makes nothing late", timed(9, instances=[instance("i-1"), instance("i-2")], noticed=frozenset({"i-1"})), {"on_demand_desired": 0}),
         (
             "in time, but not by far: what is there stays",
-            timed(40, instances=[instance("i-1"), od("i-2", tasks=1)]),
+            timed(1, came=[(timedelta(minutes=42), 1)], instances=[od("i-2", tasks=1)]),
             {"on_demand_desired": 1, "relieve": ()},
         ),
         (
             "in time by far: it leaves",
-            timed(27, instances=[instance("i-1"), od("i-2", tasks=1)]),
+            timed(1, came=[(timedelta(minutes=41), 1)], instances=[od("i-2", tasks=1)]),
+            {"relieve": ("i-2",)},
+        ),
+        (
+            "it stays until Spot has joined",
+            timed(480, instances=[instance(f"i-{n}", joined=False, launched=JUST_NOW) for n in range(9)] + [od("i-9", tasks=1)]),
+            {"relieve": (), "on_demand_desired": 1},
+        ),
+        (
+            "Spot has just joined and is enough: it leaves",
+            timed(1, came=[(timedelta(minutes=48), 1)], instances=[instance("i-1", launched=JUST_NOW), od("i-2", tasks=1)]),
             {"relieve": ("i-2",)},
         ),
         (
             "Spot is calm and enough: it leaves",
-            timed(8, instances=[instance("i-1"), od("i-2", tasks=1)]),
+            timed(8, came=[(timedelta(minutes=48), 8)], instances=[instance(f"i-{n}") for n in range(2)] + [od("i-2", tasks=1)]),
             {"relieve": ("i-2",)},
         ),
     ],
@@ -623,24 +626,117 @@ def test_a_deadline_may_want_more_tasks_than_the_jobs_do():
     loads = {"worker": Load(jobs_per_task=100, max_tasks=20, units_per_task=1, max_wait=HOUR)}
     chosen = policy(loads=loads, urgency=Urgency.DEADLINE)
 
-    assert decide(timed(200), chosen).services == {"worker": 4}
-    [service] = timed(0).services
-    assert decide(seen(services=(replace(service, delayed=200),)), chosen).services == {"worker": 4}
+    assert decide(timed(94), chosen).services == {"worker": 7}
+    # Of what is in flight the half is done.
+    assert decide(timed(90, in_flight=30), chosen).services == {"worker": 8}
+    assert decide(timed(0, delayed=94), chosen).services == {"worker": 7}
+    assert decide(timed(10, came=[(2 * HOUR, 10)]), chosen).services == {"worker": 4}
 
 
 def test_deadlines_of_several_queues_add_up():
     load = Load(jobs_per_task=100, max_tasks=20, units_per_task=2, max_wait=HOUR)
-    [service] = timed(100).services
+    [service] = timed(5, came=[(2 * HOUR, 5)]).services
     look = seen(services=(service, replace(service, name="other")), short_since=JUST_NOW)
 
     chosen = policy(loads={"worker": load, "other": load}, urgency=Urgency.DEADLINE)
     assert decide(look, chosen).on_demand_desired == 2 * 2 * 2
 
 
+@pytest.mark.parametrize(
+    "case, jobs, load, limits, expected",
+    [
+        ("one unit, and it can wait", 47, {}, {"max_on_demand_units": 1}, 0),
+        ("one unit, and it can wait no longer", 48, {}, {"max_on_demand_units": 1}, 1),
+        ("three tasks of three units, for ten are no four", 144, {"units_per_task": 3}, {}, 9),
+        ("five instances of two units", 479, {}, {"on_demand_units": 2}, 0),
+        ("no more tasks than there may be", 96, {"max_tasks": 2}, {}, 2),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_how_long_on_demand_waits_is_what_its_limit_could_still_do(case, jobs, load, limits, expected):
+    loads = {"worker": Load(**{"jobs_per_task": 100, "max_tasks": 20, "units_per_task": 1, "max_wait": HOUR, **load})}
+
+    decision = decide(timed(jobs), policy(loads=loads, urgency=Urgency.DEADLINE, **limits))
+    assert decision.on_demand_desired == expected
+
+
+@pytest.mark.parametrize("jobs, expected", [(239, 0), (240, 10)])
+def test_two_queues_share_the_limit_of_on_demand(jobs, expected):
+    load = Load(jobs_per_task=100, max_tasks=20, units_per_task=1, max_wait=HOUR)
+    [service] = timed(jobs).services
+    look = seen(services=(service, replace(service, name="other")), short_since=JUST_NOW)
+
+    chosen = policy(loads={"worker": load, "other": load}, urgency=Urgency.DEADLINE)
+    assert decide(look, chosen).on_demand_desired == expected
+
+
 def test_a_queue_without_a_deadline_is_not_known():
     look = timed(10, short_since=NOON - TOO_LONG)
 
     assert decide(look, policy(urgency=Urgency.DEADLINE)).on_demand_desired == 10
+
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    "case, spot_took, on_demand_took, worked, expected",
+    [
+        ("On-Demand comes sooner: it stands in while the replacement boots", 3 * MINUTE, 2.5 * MINUTE, 2, 1),
+        ("it comes no sooner to speak of", 3 * MINUTE, 2.6 * MINUTE, 2, 0),
+        ("nobody knows how soon it comes: it is tried", 3 * MINUTE, None, 2, 1),
+        ("Spot comes while the notice lasts", 2 * MINUTE, MINUTE, 2, 0),
+        ("Spot comes just too late", 2.1 * MINUTE, MINUTE, 2, 1),
+        ("what boots replaces nothing: the work has grown", 3 * MINUTE, MINUTE, 1, 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_on_demand_stands_in_for_spot_that_boots(case, spot_took, on_demand_took, worked, expected):
+    there = [instance("i-1", took=spot_took), instance("i-2", joined=False, launched=JUST_NOW)]
+    look = seen(2, there, worked=worked, on_demand_took=on_demand_took)
+
+    assert decide(look, policy()).on_demand_desired == expected
+
+
+def test_the_last_to_join_tells_how_soon_instances_come():
+    there = [od("i-1", took=3 * MINUTE), od("i-2", took=MINUTE, launched=LONG_AGO + 10 * MINUTE)]
+
+    assert decide(seen(2, there, on_demand_took=2 * MINUTE), policy()).notes.on_demand_took == MINUTE
+    assert decide(seen(2, on_demand_took=2 * MINUTE), policy()).notes.on_demand_took == 2 * MINUTE
+    assert decide(seen(2, [instance("i-1", took=MINUTE)]), policy()).notes.on_demand_took is None
+
+
+@pytest.mark.parametrize(
+    "case, look, expected",
+    [
+        ("what works", seen(3, [instance("i-1"), od("i-2")]), 2),
+        ("what works, as far as it is needed", seen(1, [instance("i-1"), instance("i-2")]), 1),
+        ("what worked, while it is needed", seen(3, [instance("i-1")], worked=2), 2),
+        ("what worked, when less is needed", seen(1, [instance("i-1")], worked=3), 1),
+        ("under notice: it did until now", seen(2, [instance("i-1"), instance("i-2")], noticed=frozenset({"i-1"})), 2),
+        ("what boots never worked", seen(2, [instance("i-1", joined=False, launched=JUST_NOW)]), 0),
+        ("taken before it worked", seen(2, [instance("i-1", joined=False)], noticed=frozenset({"i-1"})), 0),
+        ("On-Demand that leaves", seen(2, [od("i-1", draining=True, tasks=1)]), 0),
+        ("On-Demand that rests", seen(2, [od("i-1", draining=True, surplus=True)]), 1),
+        ("On-Demand that is taken", seen(2, [od("i-1")], noticed=frozenset({"i-1"})), 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_worked_is_remembered_while_it_is_needed(case, look, expected):
+    assert decide(look, policy()).notes.worked == expected
+
+
+def test_what_on_demand_alone_does_is_not_missed_of_spot():
+    look = seen(services=waiting(worker=3, steady=1), instances=[od("i-1"), od("i-2")])
+
+    assert decide(look, placed()).notes.worked == 1
+
+
+def test_in_a_storm_on_demand_that_comes_within_a_notice_waits_for_the_loss():
+    calm = [instance(f"i-{n}") for n in range(3)]
+    look = seen(3, calm, waves=often(25, 5), on_demand_took=2 * MINUTE)
+
+    assert decide(look, policy()).on_demand_desired == 0
 
 
 def often(*minutes, share=1.0):
@@ -759,7 +855,7 @@ def test_a_loss_seen_by_one_pass_only_stays_made_up_for():
     [
         (seen(), "no work"),
         (seen(2), "2 units needed, Spot has 2 more to bring"),
-        (seen(1, requested=1), "1 units needed, Spot lost 1: On-Demand makes up for it at once"),
+        (seen(1, requested=1, worked=1), "1 units needed, Spot lost 1: On-Demand makes up for it at once"),
         (seen(25), "20 units needed, Spot has 20 more to bring; 25 units of work meet the limit of 20"),
         (seen(services=waiting(steady=2)), "2 units needed, 2 of them On-Demand alone, Spot is whole"),
         (
@@ -805,7 +901,7 @@ def test_the_reason_is_a_sentence(look, words):
 @pytest.mark.parametrize(
     "look, words",
     [
-        (timed(10), "1 units needed, jobs would be late on Spot alone: On-Demand does 1"),
+        (timed(1, came=[(HOUR, 1)]), "1 units needed, jobs would be late on Spot alone: On-Demand does 1"),
         (
             timed(10, job_seconds=None, short_since=NOON - TOO_LONG),
             "1 units needed, how long jobs take is not known, and Spot short of 1 for longer than 0:05:00: "

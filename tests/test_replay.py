@@ -228,6 +228,53 @@ def test_the_shipped_policy_works_off_a_load_and_goes_back_to_nothing():
     assert bill.launches <= 4
 
 
+def waited(trace, load, urgency, hours, units=16):
+    """What it cost, and the share of jobs that took no more than so many hours."""
+    work = Jobs(load, units=units, jobs_per_unit=20)
+    chosen = policy(units=units, jobs_per_unit=20, urgency=urgency, max_wait=timedelta(hours=hours))
+    bill = lived(trace, Shipped(chosen), work=work)
+    return bill.cost, work.waits(trace.end).within(hours * HOUR)
+
+
+def steadily(trace, jobs, seconds):
+    """So many jobs every ten minutes."""
+    return [Arrival(at=at * 600.0, jobs=jobs, seconds=seconds) for at in range(int(trace.end / 600))]
+
+
+@pytest.mark.parametrize("gap, hours", [(9, 2), (9, 4), (18, 4)])
+def test_a_deadline_is_met_for_much_less_than_everything_at_once(gap, hours):
+    trace = market(*([16] * gap + [0] * gap) * (96 // gap))
+    load = steadily(trace, 64, 60.0)
+    now, _ = waited(trace, load, Urgency.NOW, hours)
+    cost, in_time = waited(trace, load, Urgency.DEADLINE, hours)
+
+    assert in_time >= 0.99
+    assert cost <= 0.85 * now
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_deadline_is_met_on_a_market_as_they_are(seed):
+    there = generated(seed, 2, 8)
+    trace = Market(
+        zones=there.zones, available=there.rows, prices=[Price([(0.0, 1.0)])] * 6, on_demand=3.0, end=there.end
+    )
+    load = steadily(trace, 60, 60.0)
+    now, _ = waited(trace, load, Urgency.NOW, 3)
+    cost, in_time = waited(trace, load, Urgency.DEADLINE, 3)
+
+    assert in_time >= 0.99
+    assert cost < now
+
+
+def test_a_deadline_is_met_though_there_is_never_any_spot():
+    trace = market(*[0] * 72)
+    load = [Arrival(at=at * HOUR, jobs=240, seconds=60.0) for at in range(10)]
+
+    _, in_time = waited(trace, load, Urgency.DEADLINE, 2)
+
+    assert in_time >= 0.99
+
+
 def test_the_policy_sees_who_ends_its_job_before_it_leaves(monkeypatch):
     looks = []
     decide = shipped.decide

@@ -96,3 +96,11 @@ def test_no_policy_is_both_cheaper_and_less_short_than_the_shipped_one(results, 
     ]
 
     assert set(better) <= {"bound", "bound-never-short"}
+
+
+@pytest.mark.parametrize("spot", ["100", "180"])
+def test_on_demand_that_comes_within_a_notice_is_never_missed(spot):
+    ours = replayed(*A16, "--policy", "shipped-now", "--launch-delay", "100", "--spot-delay", spot)["shipped-now"]
+
+    assert ours["short_share"] == 0
+    assert ours["cost_share"] <= 0.475

@@ -9,8 +9,10 @@ from math import ceil
 
 from capacity.nouns import Arrival, Placement, Policy, Seen, Service, Urgency
 
-SOON = 0.1
-"""Of the longest wait: what is late already is to be done within so much more."""
+SPARE = 0.1
+"""Of the longest wait: so much is left when On-Demand that was called at the last moment has done its work."""
+EVENLY = 0.25
+"""Of the time there is: within so much of it Spot does what waits. Sooner is more launches, later less to spare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,18 @@ def _tasks(service: Service, policy: Policy) -> int:
     load = policy.loads[service.name]
     tasks = ceil(service.backlog / load.jobs_per_task)
     if policy.urgency is Urgency.DEADLINE:
-        tasks = max(tasks, _in_time(service, policy) or 0)
+        tasks = max(tasks, _evenly(service, policy), _pressing(service, policy) or 0)
     return min(load.max_tasks, tasks)
+
+
+def _evenly(service: Service, policy: Policy) -> int:
+    """How many tasks do what waits within a part of the time there is; what is in flight is half done."""
+    max_wait, seconds = policy.loads[service.name].max_wait, service.job_seconds
+    if max_wait is None or seconds is None:
+        return 0
+    time = max(_time(max_wait, seconds, policy), _soon(policy))
+    work = timedelta(seconds=seconds) * (service.backlog - service.in_flight / 2)
+    return min(service.backlog, ceil(work / (time * EVENLY)))
 
 
 def lingering(seen: Seen, tasks: Mapping[str, int], policy: Policy) -> tuple[dict[str, int], datetime | None]:
@@ -72,37 +84,54 @@ def needed(tasks: Mapping[str, int], policy: Policy) -> Needed:
     )
 
 
-def units_in_time(seen: Seen, policy: Policy, share: float = 1.0) -> int | None:
-    """How many units get the shared work done before it is late, in this share of the time that is left.
+def pressing(seen: Seen, policy: Policy, spare: float = SPARE) -> int | None:
+    """How many units get those jobs done in time with which On-Demand may wait no longer.
 
-    None when that cannot be told of all of it.
+    It may while all that is allowed of it could still do them by itself, were there no Spot any more, with so much of
+    the longest wait to spare: meanwhile Spot may come. None when that cannot be told of all shared work.
     """
     units = 0
     for service in seen.services:
         load = policy.loads[service.name]
         if load.placement is Placement.ANY:
-            if (tasks := _in_time(service, policy, share)) is None:
+            if (tasks := _pressing(service, policy, spare)) is None:
                 return None
             units += min(tasks, load.max_tasks) * load.units_per_task
     return units
 
 
-def _in_time(service: Service, policy: Policy, share: float = 1.0) -> int | None:
-    """How many tasks get every waiting job done in time; None when that cannot be told.
-
-    A job waits for those that came before it. Help is taken for as far away as patience lasts.
-    """
-    max_wait, seconds = policy.loads[service.name].max_wait, service.job_seconds
+def _pressing(service: Service, policy: Policy, spare: float = SPARE) -> int | None:
+    """The same in tasks of one service. A job waits for those that came before it."""
+    load, seconds = policy.loads[service.name], service.job_seconds
     waits = service.visible + service.delayed
     if waits == 0:
         return 0
-    if max_wait is None or seconds is None:
+    if load.max_wait is None or seconds is None:
         return None
-    left = max_wait - timedelta(seconds=seconds) - policy.patience
-    return max(
-        ceil(jobs * seconds / max((left - age) * share, max_wait * SOON).total_seconds())
-        for age, jobs in _in_line(service.arrivals, waits)
-    )
+    most = max(1, min(load.max_tasks, _share_of_on_demand(policy) // load.units_per_task))
+    time = _time(load.max_wait, seconds, policy)
+    tasks = 0
+    for age, jobs in _in_line(service.arrivals, waits):
+        work, left = timedelta(seconds=jobs * seconds), time - age
+        if work >= (left - load.max_wait * spare) * most:
+            tasks = max(tasks, min(jobs, ceil(work / max(left, _soon(policy)))))
+    return tasks
+
+
+def _time(max_wait: timedelta, seconds: float, policy: Policy) -> timedelta:
+    """How long a job may wait from its arrival on, and be done in time. Help is as far away as patience lasts."""
+    return max_wait - timedelta(seconds=seconds) - policy.patience
+
+
+def _soon(policy: Policy) -> timedelta:
+    """Within what time that is done which is nearly late, or late already: else the last would be done ever slower."""
+    return max(policy.patience / 2, policy.settle)
+
+
+def _share_of_on_demand(policy: Policy) -> int:
+    """Units for one service, should all need it at the same time."""
+    sharing = sum(load.placement is Placement.ANY for load in policy.loads.values())
+    return most_on_demand(policy) * policy.on_demand_units // sharing
 
 
 def _in_line(arrivals: Sequence[Arrival], waits: int) -> Iterator[tuple[timedelta, int]]:

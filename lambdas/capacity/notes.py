@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from capacity.nouns import Notes, Wave
 
 SHORT_SINCE = "spindrift:short-since"
 AMPLE_SINCE = "spindrift:ample-since"
 WAVES = "spindrift:waves"
+WORKED = "spindrift:worked"
+ON_DEMAND_TOOK = "spindrift:on-demand-took"
+MOST_DIGITS = 9
+"""More make no sense, in units as in seconds."""
 
 
 def written(notes: Notes) -> dict[str, str]:
@@ -18,6 +22,8 @@ def written(notes: Notes) -> dict[str, str]:
         SHORT_SINCE: notes.short_since.isoformat() if notes.short_since else "",
         AMPLE_SINCE: notes.ample_since.isoformat() if notes.ample_since else "",
         WAVES: " ".join(f"{int(wave.at.timestamp())}={wave.share:g}" for wave in notes.waves),
+        WORKED: str(notes.worked or ""),
+        ON_DEMAND_TOOK: "" if notes.on_demand_took is None else str(round(notes.on_demand_took.total_seconds())),
     }
     return {key: value for key, value in tags.items() if value}
 
@@ -28,6 +34,8 @@ def read(tags: Mapping[str, str]) -> Notes:
         short_since=moment(tags.get(SHORT_SINCE, "")),
         ample_since=moment(tags.get(AMPLE_SINCE, "")),
         waves=_waves(tags.get(WAVES, "")),
+        worked=_number(tags.get(WORKED, "")) or 0,
+        on_demand_took=None if (took := _number(tags.get(ON_DEMAND_TOOK, ""))) is None else timedelta(seconds=took),
     )
 
 
@@ -38,6 +46,10 @@ def moment(text: str) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _waves(text: str) -> tuple[Wave, ...]:

@@ -17,7 +17,7 @@ class Urgency(StrEnum):
     NOW = "now"
     """At once for what an interruption took, after `patience` for what the fleet has yet to launch."""
     DEADLINE = "deadline"
-    """When jobs would be later than their `max_wait` on Spot alone; while that cannot be told, after `patience`."""
+    """At the last safe moment, for jobs that would be later than `max_wait`; if none can be told, after patience."""
     SPOT_ONLY = "spot-only"
     """Never."""
 
@@ -110,6 +110,10 @@ class Notes:
     """When the services were first seen with more tasks than needed; None if the last pass saw no more."""
     waves: tuple[Wave, ...] = ()
     """Oldest first."""
+    worked: int = 0
+    """The most units that were at work at once on what On-Demand may make up for, while so much was needed."""
+    on_demand_took: timedelta | None = None
+    """From its launch until it joined: the On-Demand instance that joined last."""
 
 
 @dataclass(frozen=True, kw_only=True)

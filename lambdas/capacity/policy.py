@@ -7,14 +7,15 @@ On-Demand makes up for what Spot does not bring (`topup`); and who leaves or com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from math import ceil
 
 from capacity.breaker import with_loss
 from capacity.moves import Moves, Standing, Wanted, moves, standing
-from capacity.need import limits, lingering, needed, tasks_for
-from capacity.notices import WARNING
+from capacity.need import Needed, limits, lingering, needed, tasks_for
 from capacity.nouns import Decision, Instance, Notes, Policy, Seen
+from capacity.pace import comes_in_time, on_demand_took
 from capacity.topup import doomed, top_up
 
 
@@ -27,13 +28,14 @@ def decide(seen: Seen, policy: Policy) -> Decision:
     taken = [i for i in seen.instances if i.spot and i.id in seen.noticed and not i.surplus]
     risky = _at_risk(seen, policy)
     twice = min(sum(i.units for i in seen.instances if i.id in risky), ceil(held.spot * policy.risk_share))
+    took = on_demand_took(seen)
     staying = [i for i in seen.instances if i.id not in seen.noticed]
     spot = moves(
         (i for i in staying if i.spot),
         Wanted(
             units=held.spot + twice,
             floor=held.spot,
-            calm=timedelta(0) if _quick(seen) else policy.calm,
+            calm=timedelta(0) if comes_in_time(took) else policy.calm,
             size=lambda i: i.units,
             may_be_relieved=lambda i: i.id in risky,
         ),
@@ -49,6 +51,8 @@ def decide(seen: Seen, policy: Policy) -> Decision:
             left=spot.joined,
             at=seen.at,
         ),
+        worked=min(now.shared, max(seen.notes.worked, spot.joined + _helping(seen, now, taken))),
+        on_demand_took=took,
     )
     wanted, why = top_up(seen, policy, notes, now, held, spot)
     on_demand = moves(
@@ -104,6 +108,16 @@ def _target(seen: Seen, spot: Moves, wanted: int, lasting: int) -> int:
     return wanted + max(0, min(leaving, int(seen.fulfilled) - spot.have))
 
 
+def _helping(seen: Seen, now: Needed, taken: Sequence[Instance]) -> int:
+    """Units that work, or did until a moment ago, beside the Spot that stays; On-Demand that rests can be had back."""
+    on_demand = sum(
+        i.units
+        for i in seen.instances
+        if not i.spot and i.joined and (i.surplus or not i.joined.draining) and i.id not in seen.noticed
+    )
+    return max(0, on_demand - now.on_demand) + sum(i.units for i in taken if i.joined)
+
+
 def _at_risk(seen: Seen, policy: Policy) -> frozenset[str]:
     """Spot that works, and that EC2 recommends to replace."""
     return frozenset(
@@ -119,12 +133,6 @@ def _at_risk(seen: Seen, policy: Policy) -> frozenset[str]:
 def _known(instance: Instance, seen: Seen, policy: Policy) -> bool:
     """Whether a recommendation is written on the instance, and not too old."""
     return instance.warned is not None and seen.at - instance.warned < policy.risk
-
-
-def _quick(seen: Seen) -> bool:
-    """Whether On-Demand comes sooner than Spot goes, as it has just shown: then nothing is lost by letting it go."""
-    took = [i.joined.since - i.launched for i in seen.instances if i.joined and not i.spot]
-    return bool(took) and max(took) <= WARNING
 
 
 def _desired(wanted: int, seen: Seen) -> int:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from capacity.breaker import tripped_until
-from capacity.moves import Moves, Standing, standing
-from capacity.need import Needed, most_on_demand, units_in_time
+from capacity.moves import Moves
+from capacity.need import Needed, most_on_demand, pressing
 from capacity.nouns import Notes, Policy, Seen, Urgency
+from capacity.pace import comes_before_spot, comes_in_time
 
-EASILY = 0.5
-"""Of the time that is left: On-Demand stays until Spot alone would be done within so much of it."""
+CALMLY = 0.2
+"""Of the longest wait: On-Demand stays until Spot alone leaves so much to spare."""
 INSURED = 0.5
 """Of the shared work: so much is On-Demand's while the breaker is tripped."""
 
@@ -23,13 +24,9 @@ def doomed(seen: Seen) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Help:
-    """What On-Demand may do of the shared work, in units.
-
-    `buy` is worth buying now, and `why`; of what is there, booting instances are worth `boot`, joined ones `stay`.
-    """
+    """What On-Demand may do of the shared work, in units: what is worth buying now, and `why`, and what may stay."""
 
     buy: int
-    boot: int
     stay: int
     why: str
 
@@ -37,16 +34,15 @@ class _Help:
 def top_up(seen: Seen, policy: Policy, notes: Notes, now: Needed, held: Needed, spot: Moves) -> tuple[int, str]:
     """How many On-Demand instances are wanted, and why.
 
-    What only On-Demand may do is wanted at once; the rest makes up for Spot.
+    What only On-Demand may do is wanted at once; the rest makes up for Spot. What was bought for that, be it ready or
+    not, stays until Spot stands for it.
     """
     if policy.urgency is Urgency.DEADLINE:
         aid = _by_deadline(seen, policy, now, held, spot)
     else:
         aid = _at_once(seen, policy, notes, now, held, spot)
     size = policy.on_demand_units
-    joined = sum(i.joined is not None and not i.spot and i.id not in seen.noticed for i in seen.instances)
-    stay = max(min(joined, ceil((held.on_demand + aid.stay) / size)), ceil((now.on_demand + aid.boot) / size))
-    buy = ceil((now.on_demand + aid.buy) / size)
+    buy, stay = ceil((now.on_demand + aid.buy) / size), ceil((held.on_demand + aid.stay) / size)
     wanted = min(most_on_demand(policy), max(buy, min(seen.on_demand_requested, stay)))
 
     if not now.units:
@@ -68,56 +64,48 @@ def top_up(seen: Seen, policy: Policy, notes: Notes, now: Needed, held: Needed, 
 def _at_once(seen: Seen, policy: Policy, notes: Notes, now: Needed, held: Needed, spot: Moves) -> _Help:
     """Make up for what is lost at once, for what has yet to be launched after patience, for more in a storm.
 
-    An interruption is told from a fleet that still launches without counting events: if Spot was whole at the last
-    pass, then whatever is missing of the target *requested* then has been lost since. If Spot was short already, only
-    what is under notice now is known to be lost. What was bought stays; so it is enough that one pass sees a loss.
+    What worked and is still needed, and is not there, is lost: however it went, and whoever saw it go. A replacement
+    that boots stands for it, unless On-Demand is ready sooner.
     """
     aid = _after_patience(seen, policy, now, held, spot)
-    shortage = max(0, now.shared - spot.have)
-    lost = min(shortage, max(doomed(seen), 0 if seen.notes.short_since else seen.requested - spot.have))
-    if not aid.buy:
+    lost = max(0, notes.worked - (spot.joined if comes_before_spot(seen, notes.on_demand_took, policy) else spot.have))
+    if lost > aid.buy:
         aid = replace(aid, buy=lost, why=f"Spot lost {lost}: On-Demand makes up for it at once")
     until = tripped_until(notes.waves)
-    insured = ceil(now.shared * INSURED)
-    if until is None or seen.at >= until:
+    if until is None or seen.at >= until or comes_in_time(notes.on_demand_took):
         return aid
+    insured = ceil(now.shared * INSURED)
     why = f"EC2 takes Spot again and again: On-Demand does at least {insured} until {until:%H:%M} UTC"
     return replace(aid, buy=max(insured, aid.buy), stay=held.shared, why=why)
 
 
 def _after_patience(seen: Seen, policy: Policy, now: Needed, held: Needed, spot: Moves) -> _Help:
-    """Make up for a shortage that lasts. What has joined stays for the work that Spot has not settled to yet."""
+    """Make up for a shortage that lasts. What is bought stays for the work that Spot has not settled to yet."""
     shortage = max(0, now.shared - spot.have)
     short_since = seen.notes.short_since
     impatient = short_since is not None and seen.at - short_since >= policy.patience
     return _Help(
-        buy=shortage if impatient else 0,
-        boot=max(0, now.shared - _as_soon(seen, policy)),
+        buy=shortage if impatient else min(shortage, _late(seen, policy)),
         stay=max(0, held.shared - spot.settled),
         why=f"Spot short of {shortage} for longer than {policy.patience}: On-Demand makes up for it",
     )
 
 
-def _as_soon(seen: Seen, policy: Policy) -> int:
-    """Units of Spot that have joined, or will as soon as On-Demand that boots: they were launched no later."""
-    booting = [i.launched for i in seen.instances if not i.spot and not i.joined and i.id not in seen.noticed]
-    latest = min(booting, default=seen.at) + policy.settle
+def _late(seen: Seen, policy: Policy) -> int:
+    """Units of Spot that boot for longer than patience lasts."""
     return sum(
         i.units
         for i in seen.instances
-        if i.spot
-        and i.id not in seen.noticed
-        and standing(i, seen.at, policy) is Standing.USABLE
-        and (i.joined or i.launched <= latest)
+        if i.spot and not i.joined and i.id not in seen.noticed and seen.at - i.launched >= policy.patience
     )
 
 
 def _by_deadline(seen: Seen, policy: Policy, now: Needed, held: Needed, spot: Moves) -> _Help:
     """Make up for what would be late on Spot alone; what cannot be told is taken for a shortage that lasts."""
-    in_time, easily = units_in_time(seen, policy), units_in_time(seen, policy, EASILY)
+    now_or_late, calmly = pressing(seen, policy), pressing(seen, policy, CALMLY)
     aid = _after_patience(seen, policy, now, held, spot)
-    if in_time is None or easily is None:
+    if now_or_late is None or calmly is None:
         return replace(aid, why=f"how long jobs take is not known, and {aid.why}")
-    late = max(0, min(in_time, now.shared) - spot.have)
-    stay = min(aid.stay, max(0, easily - spot.have))
-    return _Help(buy=late, boot=stay, stay=stay, why=f"jobs would be late on Spot alone: On-Demand does {late}")
+    late = max(0, min(now_or_late, now.shared) - spot.have)
+    stay = min(aid.stay, max(0, calmly - spot.joined))
+    return _Help(buy=late, stay=stay, why=f"jobs would be late on Spot alone: On-Demand does {late}")
