@@ -13,8 +13,7 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PRO
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile $(PROFILE) $(if $(SPEED),--speed $(SPEED))
 
 test: check  ## everything CI runs, under ten minutes on two cores
-	@.venv/bin/python -m pytest -m "not story" --numprocesses 3 --dist loadfile
-	@.venv/bin/python -m pytest -m story --numprocesses 2 --dist loadfile
+	@.venv/bin/python -m pytest -m "not image" --numprocesses 4 --dist loadfile
 
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .
@@ -83,7 +82,7 @@ image: setup  ## the worker's image by podman or docker, for build.py local --co
 		REVISION=$(or $(REVISION),$(shell git rev-parse --short HEAD 2>/dev/null)) .venv/bin/python -m localcloud.engine
 
 image-test: setup  ## the worker's image built, run and made to stop, read-only and powerless
-	@.venv/bin/python -m pytest tests/test_image.py --durations 5
+	@.venv/bin/python -m pytest -m image --durations 5
 
 lock:  ## compile requirements/*.in to pinned, hashed *.txt (needs uv)
 	uv pip compile -q --generate-hashes --universal --python-version 3.11 --no-header --no-annotate requirements/main.in -o requirements/main.txt

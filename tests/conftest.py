@@ -1,8 +1,17 @@
+import os
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# moto makes 1,300 images of Amazon's for each account and region, again for each test: half of the time it takes.
+os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+
+
+def pytest_collection_modifyitems(items):
+    """Stories first: they wait more than they work, and what only works fills the time."""
+    items.sort(key=lambda item: item.get_closest_marker("story") is None)
 
 
 def pytest_addoption(parser):

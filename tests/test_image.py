@@ -74,7 +74,7 @@ def bench(endpoint, tmp_path):
     return Bench(endpoint, tmp_path)
 
 
-@pytest.mark.story
+@pytest.mark.image
 def test_a_job_is_done_and_the_worker_is_healthy_and_can_do_nothing_else(engine, image, bench):
     job_id = bench.job(PHOTO.read_bytes(), "life.jpg")
     with contained(engine, image, bench, environment=PICTURES) as worker:
@@ -93,7 +93,7 @@ def test_a_job_is_done_and_the_worker_is_healthy_and_can_do_nothing_else(engine,
     assert len(bench.stored()) == len({key.rsplit("/", 1)[-1] for key in bench.stored()}) > 0
 
 
-@pytest.mark.story
+@pytest.mark.image
 def test_sigterm_gives_the_job_back_and_ends_well(engine, image, bench):
     job_id = bench.job(b"100", "slow.txt")
     with contained(engine, image, bench, layers=[PROCESSORS], environment=SLOW) as worker:
@@ -106,7 +106,7 @@ def test_sigterm_gives_the_job_back_and_ends_well(engine, image, bench):
     assert until(lambda: bench.messages() == (1, 0))
 
 
-@pytest.mark.story
+@pytest.mark.image
 def test_a_notice_of_the_host_is_heard_inside(engine, image, bench):
     job_id = bench.job(b"100", "slow.txt")
     with contained(engine, image, bench, layers=[PROCESSORS], environment=SLOW) as worker:
@@ -118,7 +118,7 @@ def test_a_notice_of_the_host_is_heard_inside(engine, image, bench):
     assert (record["releases"], record.get("failures", 0)) == (1, 0)
 
 
-@pytest.mark.story
+@pytest.mark.image
 def test_a_worker_that_stands_still_is_unhealthy(engine, image, bench):
     with contained(engine, image, bench, environment=PICTURES) as worker:
         until(lambda: worker.passes(PULSE[1:], 10), 60)
@@ -129,7 +129,7 @@ def test_a_worker_that_stands_still_is_unhealthy(engine, image, bench):
         assert not worker.passes(PULSE[1:], 10)
 
 
-@pytest.mark.story
+@pytest.mark.image
 def test_the_image_says_what_it_is_and_holds_nothing_else(engine, image):
     labels = engine.ask("image", "inspect", "--format", "{{json .Config.Labels}}", image).stdout
     for name, value in (("version", "1.2"), ("revision", "abc"), ("title", "spindrift gpu-worker")):
@@ -142,7 +142,7 @@ def test_the_image_says_what_it_is_and_holds_nothing_else(engine, image):
     assert not [name for name in listed if not re.fullmatch(r"/app/(requirements\.txt|gpu_worker/\w+\.py)", name)]
 
 
-@pytest.mark.story
+@pytest.mark.image
 def test_the_local_cloud_runs_its_tasks_in_containers(engine, image, tmp_path):
     build = [sys.executable, "build.py", "--settings", "tests/slow.toml", "--out", str(tmp_path / "build")]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
