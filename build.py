@@ -21,11 +21,13 @@ try:
 
     from ops.account import Account, NoSuchStack, told
     from ops.ami import Baker, CannotBake
+    from ops.batch import Jobs, NothingToDo
     from ops.dlq import DeadLetters, Done
     from ops.doctor import COULD_NOT_LOOK, OK, PROBLEM, Doctor
     from ops.down import CouldNotTakeDown, Down
     from ops.package import CannotPackage, package
     from ops.publish import CannotPublish, publish
+    from ops.text import count
     from replay.command import replay
     from templates.settings import BadSettings, Settings, must_name_a_bucket
     from templates.stacks import STACKS, rendered
@@ -36,7 +38,11 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parent
 MANIFEST = "manifest.json"
 STACK_NAME = "spindrift"
-WHEN = {"cluster": ("", "Next"), "image": ("-image", "Only for an image of your own (docs/operations.md)")}
+WHEN = {
+    "cluster": ("", "Next"),
+    "image": ("-image", "Only for an image of your own (docs/operations.md)"),
+    "batch": ("-batch", "Only for the same work on AWS Batch (docs/operations.md)"),
+}
 """By stack: what its name has behind ours, and when it is deployed."""
 WATCH_SECONDS = 5
 DOCKERFILE = "ecs-tasks/gpu-worker/Dockerfile"
@@ -448,6 +454,47 @@ def ami_command(name: str, follow: bool) -> None:
                 baker.follow(arn)
         except CannotBake as error:
             raise Failed(str(error)) from error
+
+
+@cli.group("batch")
+def batch_group() -> None:
+    """Hand work to AWS Batch, and see what became of it.
+
+    When the stack of build/batch.json is deployed and files are in its uploads bucket:
+
+        python build.py batch submit --stack NAME --prefix holiday/
+        python build.py batch status --stack NAME
+
+    Exit status: 0 done; 1 there is nothing to submit, or AWS did not answer; 2 there is no such stack or queue, or the
+    command line is wrong.
+    """
+
+
+@batch_group.command("submit")
+@stack_option
+@click.option("--prefix", required=True, help="Of the keys in the uploads bucket; '' is every object.")
+@click.option("--queue", help="Its name in the settings. Not needed when there is one.")
+def batch_submit(name: str, prefix: str, queue: str | None) -> None:
+    """Submit a job for every object: an array of up to 10,000, or several."""
+    with _asking():
+        try:
+            submitted = Jobs(Account(), name).submit(prefix, queue)
+        except NothingToDo as error:
+            raise Failed(str(error)) from error
+        except KeyError as error:
+            raise Wrong(str(error.args[0])) from error
+    for one in submitted:
+        click.echo(f"{one.job_id}  {count(one.objects, 'object')}")
+
+
+@batch_group.command("status")
+@stack_option
+@json_option
+def batch_status(name: str, as_json: bool) -> None:
+    """Show how far each submitted job is, and why objects failed."""
+    with _asking():
+        report = Jobs(Account(), name).report()
+    click.echo(report.json() if as_json else "\n".join(report.text()))
 
 
 @cli.command("pools")

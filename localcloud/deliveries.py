@@ -36,8 +36,10 @@ class Deliveries:
 
     def install(self, control: Control) -> None:
         """Put the queues behind one lock, and chance in their way."""
-        sqs._HANDLERS["DeleteMessage"] = _forgiving_delete(sqs._HANDLERS["DeleteMessage"])
-        sqs._HANDLERS["ChangeMessageVisibility"] = _hide_in_flight_only(sqs._HANDLERS["ChangeMessageVisibility"])
+        corrections = {"DeleteMessage": _forgiving_delete, "ChangeMessageVisibility": _hide_in_flight_only}
+        for action, corrected in corrections.items():
+            single = sqs._HANDLERS[action] = corrected(sqs._HANDLERS[action])
+            sqs._HANDLERS[f"{action}Batch"] = _one_by_one(action, single)
         self._lock_queues()
         sqs._collect_msgs = self._out_of_order_and_twice(sqs._collect_msgs)
         sns._deliver_to_sqs = self._published_twice(sns._deliver_to_sqs)
@@ -101,6 +103,26 @@ class Deliveries:
                 deliver(*arguments, **keywords)
 
         return delivered
+
+
+def _one_by_one(action: str, single: Callable[..., Any]) -> Callable[..., Any]:
+    """The batch form of an action: the same for each entry, each with a result of its own (API reference)."""
+
+    def batch(data: dict[str, Any], url: str) -> dict[str, Any]:
+        url, entries = data.get("QueueUrl", url), data.get("Entries", [])
+        sqs._get_q(url, f"sqs:{action}")
+        sqs._validate_batch_entries(entries, f"{action}BatchRequestEntry")
+        done, failed = [], []
+        for entry in entries:
+            try:
+                single({**entry, "QueueUrl": url}, url)
+                done.append({"Id": entry["Id"]})
+            except sqs._Err as error:
+                told = {"Code": error.code, "Message": error.message, "SenderFault": True}
+                failed.append({"Id": entry["Id"], **told})
+        return {"Successful": done, "Failed": failed}
+
+    return batch
 
 
 def _forgiving_delete(delete: Callable[..., Any]) -> Callable[..., Any]:

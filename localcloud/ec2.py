@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from localcloud import catalog, imagebuilder, listing
+from localcloud import batch, catalog, imagebuilder, listing
 from localcloud.budgets import BudgetResource
 from localcloud.control import Control
 from localcloud.endpoints import EndpointResource, NetworkCalls, RuleResource
@@ -296,6 +296,7 @@ def furnish(world: World, control: Control, ecs: Ecs) -> tuple[list[Service], di
     scaling = AutoScaling(Groups(instances, News()), surveyor)
     builder = imagebuilder.ImageBuilder(world, surveyor, service.amis, ecs.images)
     machines.with_images(builder.pulled)
+    jobs, job_resources = batch.furnish(ecs, instances, surveyor)
     machines.on_poweroff(lambda one: instances.terminate(one, "api", world.now()))
     resources: dict[str, Resource] = {
         "AWS::AutoScaling::AutoScalingGroup": GroupResource(scaling),
@@ -307,5 +308,6 @@ def furnish(world: World, control: Control, ecs: Ecs) -> tuple[list[Service], di
         "AWS::EC2::SpotFleet": SpotFleetResource(service),
         "AWS::EC2::VPCEndpoint": EndpointResource(world, network),
         **imagebuilder.resources(builder),
+        **job_resources,
     }
-    return [service, scaling, builder, Quotas(instances), PriceList()], resources, network.guards()
+    return [service, scaling, builder, jobs, Quotas(instances), PriceList()], resources, network.guards()

@@ -30,12 +30,12 @@ def resources(ecs: Ecs) -> dict[str, Resource]:
     }
 
 
-def as_input(operation: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+def as_input(operation: str, properties: Mapping[str, Any], service: str = "ecs") -> dict[str, Any]:
     """A resource's properties as an operation's input: names in camel case, scalars of the type the API wants.
 
     Raises NotPlayed for a name that the operation does not have.
     """
-    shape = wire.model("ecs").operation_model(operation).input_shape
+    shape = wire.model(service).operation_model(operation).input_shape
     renamed = {_RENAMED.get(name, name): value for name, value in properties.items()}
     result: dict[str, Any] = _as_shape(shape, renamed, operation)
     return result

@@ -218,7 +218,7 @@ _clients = threading.local()
 
 def _handler(service: wire.Service, fallback: Any, throttle: Throttle) -> Callable[..., Awaitable[Reply]]:
     async def handle(method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]) -> Reply:
-        operation = wire.operation_of(headers, body, path)
+        operation = wire.named(service.name, wire.operation_of(headers, body, path))
         if not service.plays(operation):
             if fallback is not None and _is_left(service, operation):
                 reply: Reply = await fallback(method, path, headers, body, query)

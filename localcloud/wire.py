@@ -100,6 +100,17 @@ def operation_of(headers: Mapping[str, str], body: bytes, path: str = "/") -> st
     return dict(parse_qsl(body.decode("utf-8", "replace"))).get("Action", "") or path.strip("/")
 
 
+def named(service: str, operation: str) -> str:
+    """The operation of a service whose paths are not its operations' names: `v1/submitjob` of Batch is SubmitJob."""
+    return _by_path(service).get(f"/{operation}", operation)
+
+
+@cache
+def _by_path(service: str) -> Mapping[str, str]:
+    known = model(service)
+    return {known.operation_model(name).http.get("requestUri", ""): name for name in known.operation_names}
+
+
 def params_of(
     service: str,
     operation: str,

@@ -147,8 +147,6 @@ def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.Log
     ]
     if several := _gpus_by_type(settings):
         environment["SPINDRIFT_GPUS_BY_TYPE"] = json.dumps(several)
-    if settings.uploads.delete_after_success:
-        environment["SPINDRIFT_DELETE_UPLOADS"] = "1"
     if worker.shared_files:
         mounts.append(ecs.MountPoint(SourceVolume="shared", ContainerPath=SHARED_DIR, ReadOnly=False))
     elif settings.image.apps:
@@ -208,6 +206,7 @@ def environment_of_work(settings: Settings) -> dict[str, Any]:
         "AWS_DEFAULT_REGION": Ref("AWS::Region"),
         **program,
         **({"SPINDRIFT_SHARED_DIR": SHARED_DIR} if worker.shared_files else {}),
+        **({"SPINDRIFT_DELETE_UPLOADS": "1"} if settings.uploads.delete_after_success else {}),
     }
 
 

@@ -25,6 +25,7 @@ HOW_TO_READ = """\
 what ECS can use. Requested above joined is the market's doing, or machines that do not start.
 4. **Top-up** is On-Demand bought because Spot is short. It should go back to zero; **GPU-hours** show what it costs.
 5. A **notice** gives two minutes. From notice to DRAINING should take under 2 s, and 5 s at the worst.
+6. **Busy** processors and idle GPUs: the work is the CPU's. Neither is busy, and jobs are in flight: they wait for S3.
 """
 GREEN, ORANGE, GREY, RED = "#2ca02c", "#ff7f0e", "#7f7f7f", "#d62728"
 Metric = list[Any]
@@ -36,10 +37,11 @@ def add(
 ) -> cloudwatch.Dashboard:
     """The dashboard, made after the alarms, which it shows."""
     rows = [
-        [_text(HOW_TO_READ, width=COLUMNS, height=5)],
+        [_text(HOW_TO_READ, width=COLUMNS, height=6)],
         [_alarms(template)],
         [_units(), _top_up(), _gpu_hours()],
         [_jobs(data), _oldest(data), _dead(functions)],
+        [_ended(data), _busy(data), _stages(data)],
         [_tasks(settings, worker), _notices(), _latency()],
         [*_machines(settings, machines), _lambdas(functions)],
         [_decisions(functions)],
@@ -100,6 +102,15 @@ def _own(name: str, label: str, **look: Any) -> Metric:
     return [NAMESPACE, name, "Stack", "${AWS::StackName}", {"label": label, **look}]
 
 
+def _workers(data: Data, metrics: dict[str, str], **look: Any) -> list[Metric]:
+    """What the workers of each queue tell (gpu_worker/metrics.py): `metrics` are names, and what to call them."""
+    return [
+        [NAMESPACE, name, "Stack", "${AWS::StackName}", "Queue", queue, {"label": f"{queue}: {label}", **look}]
+        for queue in data.jobs
+        for name, label in metrics.items()
+    ]
+
+
 def _sqs(metric: str, title: str, label: str, **look: Any) -> Metric:
     return ["AWS/SQS", metric, "QueueName", f"${{{title}.QueueName}}", {"label": label, **look}]
 
@@ -154,6 +165,32 @@ def _dead(functions: Functions) -> Widget:
         told["UploadEventsDead"] = "uploads not handled"
     metrics = [_sqs("ApproximateNumberOfMessagesVisible", title, label) for title, label in told.items()]
     return _graph("Dead letters", metrics, stat="Maximum")
+
+
+def _ended(data: Data) -> Widget:
+    counts = {
+        "JobsSucceeded": "succeeded",
+        "JobsFailed": "failed",
+        "JobsRetried": "failed, to be tried again",
+        "JobsReleased": "given back",
+    }
+    return _graph("How attempts ended, in five minutes", _workers(data, counts), stat="Sum", period=300)
+
+
+def _busy(data: Data) -> Widget:
+    shares = {"ProcessorBusyPercent": "processors", "GpuBusyPercent": "GPUs"}
+    return _graph("Busy processors and GPUs of the workers, in percent", _workers(data, shares))
+
+
+def _stages(data: Data) -> Widget:
+    stages = {
+        "ReadyingMilliseconds": "readying",
+        "WorkingMilliseconds": "working",
+        "StoringMilliseconds": "storing",
+    }
+    error = {"EtaErrorPercent": "longer than thought, in percent"}
+    metrics = [*_workers(data, stages), *_workers(data, error, yAxis="right")]
+    return _graph("Stages of a job, in milliseconds: half take less", metrics, stat="p50", period=300)
 
 
 def _tasks(settings: Settings, worker: Worker) -> Widget:

@@ -8,7 +8,7 @@ from typing import Any
 
 from troposphere import Export, FindInMap, GetAtt, Output, Parameter, Ref, Sub, Template, cloudwatch
 
-from templates import alarms, cluster, dashboard, data, files, fleet, functions, groups, image, market, network
+from templates import alarms, batch, cluster, dashboard, data, files, fleet, functions, groups, image, market, network
 from templates.assets import Assets
 from templates.settings import Settings
 
@@ -90,7 +90,11 @@ def _dashboard_url(board: cloudwatch.Dashboard) -> Sub:
     )
 
 
-STACKS: dict[str, Callable[[Settings, Assets], Template]] = {"cluster": build_cluster, "image": image.build}
+STACKS: dict[str, Callable[[Settings, Assets], Template]] = {
+    "cluster": build_cluster,
+    "image": image.build,
+    "batch": batch.build,
+}
 
 
 def rendered(template: Template) -> str:

@@ -39,6 +39,10 @@ def root(template):
     return launch(template)["BlockDeviceMappings"][0]["Ebs"]
 
 
+def machines(template):
+    return p(template, "SpotMachines")["ComputeResources"]
+
+
 def container(template, title="DefaultTask"):
     return p(template, title)["ContainerDefinitions"][0]
 
@@ -241,6 +245,22 @@ FAULTS = [
     Fault("rules", "snapshots that stay", "Amis and Snapshots", lambda t: put(p(t, "CleanUp")["PolicyDetails"][0]["Action"]["IncludeResources"], Snapshots=False), of="image"),
     Fault("rules", "an image in use that goes", "no LastLaunched", lambda t: drop(p(t, "CleanUp")["PolicyDetails"][0], "ExclusionRules"), of="image"),
     Fault("rules", "images of another recipe that go", "no LifecyclePolicy for Recipe", lambda t: put(p(t, "CleanUp")["ResourceSelection"]["Recipes"][0], Name="other"), of="image"),
+    # Batch.
+    Fault("cfn-lint", "a strategy of Batch that there is not", "E3030", lambda t: put(machines(t), AllocationStrategy="SPOT_PRICE_OPTIMIZED"), of="batch"),
+    Fault("rules", "machines that cannot be renewed", "AllocationStrategy 'BEST_FIT'", lambda t: put(machines(t), AllocationStrategy="BEST_FIT"), of="batch"),
+    Fault("rules", "a role of our own for Batch", "ServiceRole must be left out", lambda t: put(p(t, "SpotMachines"), ServiceRole={"Fn::GetAtt": ["InstanceRole", "Arn"]}), of="batch"),
+    Fault("rules", "an environment made anew", "ReplaceComputeEnvironment must be false", lambda t: drop(p(t, "SpotMachines"), "ReplaceComputeEnvironment"), of="batch"),
+    Fault("rules", "vCPUs that an update resets", "DesiredvCpus is Batch's own", lambda t: put(machines(t), DesiredvCpus=4), of="batch"),
+    Fault("rules", "a launch template whose changes Batch does not see", "must be a number", lambda t: put(machines(t)["LaunchTemplate"], Version="$Latest"), of="batch"),
+    Fault("rules", "machines without a GPU", "optimal", lambda t: put(machines(t), InstanceTypes=["optimal"]), of="batch"),
+    Fault("rules", "a job that ends with its machine", "would be lost", lambda t: p(t, "DefaultJob")["RetryStrategy"].update(EvaluateOnExit=[{"Action": "EXIT", "OnReason": "*"}]), of="batch"),
+    Fault("rules", "a job of one attempt", "Attempts must be above 1", lambda t: put(p(t, "DefaultJob")["RetryStrategy"], Attempts=1), of="batch"),
+    Fault("rules", "a rejected input that is tried again", "exit code 3 must end the job", lambda t: p(t, "DefaultJob")["RetryStrategy"]["EvaluateOnExit"].pop(2), of="batch"),
+    Fault("rules", "a job without an end", "no Timeout", lambda t: drop(p(t, "DefaultJob"), "Timeout"), of="batch"),
+    Fault("rules", "a job that Batch ends first", "above SPINDRIFT_JOB_SECONDS", lambda t: put(p(t, "DefaultJob")["Timeout"], AttemptDurationSeconds=900), of="batch"),
+    Fault("rules", "a job without a GPU", "asks for no GPU", lambda t: p(t, "DefaultJob")["ContainerProperties"]["ResourceRequirements"].pop(), of="batch"),
+    Fault("rules", "a job that may write to its host", "must be mounted ReadOnly", lambda t: put(p(t, "DefaultJob")["ContainerProperties"]["MountPoints"][1], ReadOnly=False), of="batch by default"),
+    Fault("rules", "shared files of a job in clear", "TransitEncryption must be ENABLED", lambda t: put(p(t, "DefaultJob")["ContainerProperties"]["Volumes"][1]["EfsVolumeConfiguration"], TransitEncryption="DISABLED"), of="batch"),
     Fault("rules", "a parameter without a word", "no Description", lambda t: drop(t["Parameters"]["WorkerImage"], "Description")),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 from capacity import metrics
+from gpu_worker import metrics as workers
 from templates.assets import Asset, Assets
 from templates.settings import Settings
 from templates.stacks import STACKS, rendered
@@ -60,7 +61,10 @@ KNOWN = {
         },
         ("ClusterName", "ServiceName"): {"CPUUtilization", "MemoryUtilization"},
     },
-    metrics.NAMESPACE: {(metrics.DIMENSION,): set(metrics.Metric)},
+    metrics.NAMESPACE: {
+        (metrics.DIMENSION,): set(metrics.Metric),
+        tuple(sorted(workers.DIMENSIONS)): set(workers.Metric),
+    },
 }  # fmt: skip
 """Namespace -> dimensions -> metrics: what there is to watch."""
 
@@ -94,12 +98,24 @@ def wrong(built, namespace, metric, dimensions):
 def _named(built, name, said):
     if name == metrics.DIMENSION:
         return said == "${AWS::StackName}"
+    if name == "Queue":
+        return said in queues_of_workers(built)
     if name == "ServiceName":
         services = of_type("AWS::ECS::Service", built).values()
         return said in [as_text(service["ServiceName"]) for service in services]
     kind, attribute = NAMES.get(name, (None, None))
     known = [f"${{{title}.{attribute}}}" if attribute else f"${{{title}}}" for title in of_type(kind, built)]
     return said in known
+
+
+def queues_of_workers(built):
+    """What each worker calls its queue."""
+    return {
+        each["Value"]
+        for task in of_type("AWS::ECS::TaskDefinition", built).values()
+        for each in task["ContainerDefinitions"][0]["Environment"]
+        if each["Name"] == "SPINDRIFT_QUEUE"
+    }
 
 
 def as_text(value):

@@ -49,7 +49,7 @@ def test_the_manifest_says_what_there_is(built):
     out, _ = built
     manifest = json.loads((out / "manifest.json").read_text())
 
-    assert [stack["name"] for stack in manifest["stacks"]] == ["cluster", "image"]
+    assert [stack["name"] for stack in manifest["stacks"]] == ["cluster", "image", "batch"]
     for asset in manifest["assets"]:
         name, digest = (out / "assets" / asset["key"]).stem.rsplit("-", 1)
         assert asset["sha256"].startswith(digest), name

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_make import Bench, cloud, until
 
-from gpu_worker.cost import Price, Share, Spent, pool_of, usd_per_hour
+from gpu_worker.cost import NOTHING, Price, Share, Spent, pool_of, usd_per_hour
 from templates.assets import Asset, Assets
 from templates.settings import Settings
 from templates.stacks import build_cluster
@@ -25,6 +25,7 @@ ROW = {"pool": "g5.xlarge/us-east-1a", "spot_usd": 0.36, "on_demand_usd": 1.008}
         ("one GPU of four", 3600, 4.0, Share(instance_gpus=4), Spent(3600.0, 1.0)),
         ("all four in one task", 3600, 4.0, Share(instance_gpus=4, task_gpus=4), Spent(14_400.0, 4.0)),
         ("two processors share a GPU", 3600, 1.0, Share(lanes=2), Spent(1800.0, 0.5)),
+        ("to the millisecond and the billionth of a dollar", 0.123456, 0.36, Share(), Spent(0.123, 0.000012346)),
         ("nothing was done", 0, 1.0, Share(), Spent(0.0, 0.0)),
         ("nobody knows the price", 60, None, Share(), Spent(60.0, None)),
     ],
@@ -84,6 +85,16 @@ def test_a_price_is_asked_for_every_quarter_of_an_hour_and_sooner_while_it_is_un
         assert price.usd_per_hour == (None if minute < 1 else 0.36 if minute < 17 else 0.4)
 
     assert asked == [0, 1, 16, 17]
+
+
+def test_an_unknown_price_is_asked_for_again_after_ten_seconds():
+    price = Price()
+
+    assert [price.is_due(NOON + timedelta(seconds=each)) for each in (0, 9, 10, 19, 20)] == [True, False] * 2 + [True]
+
+
+def test_an_attempt_that_got_nowhere_has_spent_nothing():
+    assert Share().spent(timedelta(0), None) == NOTHING
 
 
 # As a process

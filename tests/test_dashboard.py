@@ -2,9 +2,13 @@ import json
 import re
 from copy import deepcopy
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from metrics_make import TABLES, as_text, of_type, template, wrong
+
+from capacity import metrics
+from gpu_worker import metrics as workers
 
 COLUMNS = 24
 PATTERN = re.compile(r"\$\{([\w:.]+)\}")
@@ -111,6 +115,14 @@ def service_unknown(body):
     )
 
 
+def worker_s_queue_unknown(body):
+    graph(body, "How attempts ended, in five minutes")["properties"]["metrics"][0][5] = "DefaultJobs"
+
+
+def worker_s_metric_without_its_queue(body):
+    del graph(body, "How attempts ended, in five minutes")["properties"]["metrics"][0][4:6]
+
+
 def dimension_missing(body):
     del graph(body, "Tasks: GPUs taken and CPU used, in percent")["properties"]["metrics"][1][2:4]
 
@@ -150,6 +162,8 @@ def of_no_region(body):
         (queue_unknown, "QueueName is no QueueName: ${Jobs.QueueName}"),
         (queue_by_its_url, "QueueName is no QueueName: ${DefaultJobs}"),
         (service_unknown, "ServiceName is no ServiceName: ${AWS::StackName}-workers"),
+        (worker_s_queue_unknown, "Queue is no Queue: DefaultJobs"),
+        (worker_s_metric_without_its_queue, "Spindrift has no JobsSucceeded by Stack"),
         (dimension_missing, "AWS/ECS has no CPUUtilization by ServiceName"),
         (expression_of_nothing, "GPU-hours in each hour, by market: no spots to reckon with"),
         (two_alike, "GPU-hours in each hour, by market: two spot"),
@@ -174,15 +188,21 @@ def shown(body):
 
 
 def test_it_shows_what_an_operator_asks_for():
-    """Queues, oldest job, units by market, notices, latency, top-up, and what failed."""
+    """Queues, oldest job, units by market, notices, latency, top-up, what failed, and all that workers tell."""
     own = {metric for namespace, metric in shown(body_of(template())) if namespace == "Spindrift"}
 
     assert own == {
         "NeededUnits", "RequestedSpotUnits", "RequestedOnDemandUnits", "JoinedSpotUnits", "JoinedOnDemandUnits",
-        "TopUpUnits", "NoticedUnits", "Notices", "NoticeToDrainingMilliseconds", "PassErrors",
+        "TopUpUnits", "NoticedUnits", "Notices", "NoticeToDrainingMilliseconds", "PassErrors", *workers.Metric,
     }  # fmt: skip
     latency = graph(body_of(template()), "From notice to DRAINING, in milliseconds")
     assert [options["stat"] for _, options in metrics_of(latency)] == ["p50", "p99"]
+
+
+def test_every_metric_is_explained():
+    page = (Path(__file__).parent.parent / "docs/operations.md").read_text("utf-8")
+
+    assert not [each for each in (*metrics.Metric, *workers.Metric) if f"`{each}`" not in page]
 
 
 def test_every_queue_is_on_it():
@@ -191,6 +211,12 @@ def test_every_queue_is_on_it():
     for title in ("Oldest job, in seconds", "Jobs: waiting and in flight"):
         named = {path[3] for path, _ in metrics_of(graph(body, title))}
         assert named == {"${DefaultJobs.QueueName}", "${BigOnesJobs.QueueName}"}
+    for title in (
+        "How attempts ended, in five minutes",
+        "Busy processors and GPUs of the workers, in percent",
+        "Stages of a job, in milliseconds: half take less",
+    ):
+        assert {path[5] for path, _ in metrics_of(graph(body, title))} == {"default", "big-ones"}
 
 
 def test_each_profile_shows_its_own_machines():

@@ -159,21 +159,41 @@ def test_a_bomb_of_pixels_is_refused_before_it_is_decoded(tmp_path):
 # What may be stored.
 
 
+def sparse_file(path, size):
+    path.touch()
+    os.truncate(path, size)
+
+
 def test_links_pipes_and_names_that_cannot_be_stored_are_no_results(tmp_path):
-    for number, make in enumerate(
+    plain = "a result must be a plain file"
+    control = "a result's name may have no control characters"
+    for number, (make, reason) in enumerate(
         [
-            lambda path: (path / "link").symlink_to("/etc/passwd"),
-            lambda path: os.mkfifo(path / "pipe"),
-            lambda path: (path / "a\tb").touch(),
-            lambda path: (path / ("x" * 129)).touch(),
-            lambda path: os.truncate(os.open(path / "hole", os.O_CREAT | os.O_RDWR), 5 * GIB),
-            lambda path: (path / os.fsdecode(b"\xff")).touch(),
+            (lambda path: (path / "link").symlink_to("/etc/passwd"), plain),
+            (lambda path: (path / "link").symlink_to(path), plain),
+            (lambda path: os.mkfifo(path / "pipe"), plain),
+            (lambda path: (path / "a\tb").touch(), control),
+            (lambda path: (path / "a\tb").mkdir(), control),
+            (lambda path: (path / ("x" * 129)).touch(), "a result's name may have 128 bytes"),
+            (lambda path: sparse_file(path / "hole", 5 * GIB), f"the results of a job may have {GIB} bytes together"),
+            (lambda path: (path / os.fsdecode(b"\xff")).touch(), control),
+            (lambda path: [(path / f"{n}").touch() for n in range(MOST_RESULTS + 1)], "a job may have 300 results"),
         ]
     ):
         (folder := tmp_path / str(number)).mkdir()
         make(folder)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=f"^{reason}$"):
             results.results(folder, GIB)
+
+
+def test_results_of_just_the_size_the_number_and_the_name_that_are_allowed_are_stored(tmp_path):
+    (tmp_path / "folder").mkdir()
+    names = [f"folder/{number}" for number in range(MOST_RESULTS - 2)] + ["é" * 64, "whole"]
+    for name in names:
+        (tmp_path / name).touch()
+    sparse_file(tmp_path / "whole", GIB)
+
+    assert results.results(tmp_path, GIB) == {name: tmp_path / name for name in names}
 
 
 def test_parts_are_plain_files_and_not_too_many(tmp_path):
@@ -187,5 +207,5 @@ def test_parts_are_plain_files_and_not_too_many(tmp_path):
     (tmp_path / "more").unlink()
     (tmp_path / "00000").unlink()
     (tmp_path / "00000").mkdir()
-    with pytest.raises(ValueError, match="plain file"):
+    with pytest.raises(ValueError, match=r"^a part must be a plain file$"):
         results.parts(tmp_path, GIB)

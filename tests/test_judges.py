@@ -25,7 +25,12 @@ def title(fault):
 
 @cache
 def good():
-    return {**{name: stack(table) for name, table in TABLES.items()}, "image": stack(IMAGE, name="image")}
+    return {
+        **{name: stack(table) for name, table in TABLES.items()},
+        "image": stack(IMAGE, name="image"),
+        "batch": stack(TABLES["everything"], name="batch"),
+        "batch by default": stack(IMAGE, name="batch"),
+    }
 
 
 @cache

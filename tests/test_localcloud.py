@@ -344,6 +344,30 @@ def test_an_old_receipt_deletes_nothing_and_hides_nothing(stack: Stack) -> None:
     assert stack.drain("Heard") == ["mine"]
 
 
+def test_the_same_in_batches_each_entry_by_itself(stack: Stack) -> None:
+    sqs, queue = stack.client("sqs"), stack.outputs["Heard"]
+
+    def hide(seconds: int, *receipts: str) -> dict[str, Any]:
+        told = [{"ReceiptHandle": each, "VisibilityTimeout": seconds} for each in receipts]
+        entries = [{"Id": str(n), **each} for n, each in enumerate(told)]
+        return dict(sqs.change_message_visibility_batch(QueueUrl=queue, Entries=entries))
+
+    stack.send("Heard", "seen", "mine")
+    receipts = {message["Body"]: message["ReceiptHandle"] for message in stack.receive("Heard")}
+    hide(0, receipts["seen"])
+    answer = hide(30, receipts["seen"], receipts["mine"], "none")
+    assert [each["Id"] for each in answer["Successful"]] == ["0", "1"]
+    assert [(each["Id"], each["Code"]) for each in answer["Failed"]] == [("2", "InvalidParameterValue")]
+    (seen,) = stack.receive("Heard")
+    assert seen["Body"] == "seen", "hidden though it could be seen"
+
+    old_and_new = [{"Id": "old", "ReceiptHandle": receipts["seen"]}, {"Id": "new", "ReceiptHandle": receipts["mine"]}]
+    answer = dict(sqs.delete_message_batch(QueueUrl=queue, Entries=old_and_new))
+    assert ([each["Id"] for each in answer["Successful"]], answer.get("Failed", [])) == (["old", "new"], [])
+    hide(0, seen["ReceiptHandle"])
+    assert stack.drain("Heard") == ["seen"]
+
+
 def test_senders_and_receivers_at_once_lose_nothing(stack: Stack) -> None:
     """ministack rebuilds its lists of messages on several threads; a message must not fall between."""
     sent = [f"{sender}-{number}" for sender in range(4) for number in range(50)]

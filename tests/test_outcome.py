@@ -28,7 +28,7 @@ from gpu_worker.lease import (
     renew_at,
     when_refused,
 )
-from gpu_worker.outcome import LONGEST_BACKOFF, Finish, Outcome, Reject, Release, Retry, settle
+from gpu_worker.outcome import DONE, LONGEST_BACKOFF, NOT_NOW, REJECTED, Finish, Outcome, Reject, Release, Retry, settle
 from gpu_worker.settings import BadSettings, Settings
 from gpu_worker.upload import record_of, told_by_s3
 from ingest.cloud import Aws as IngestAws
@@ -66,6 +66,27 @@ def test_the_back_off_grows_to_its_cap(failures):
     assert timedelta(0) < this <= following <= LONGEST_BACKOFF
 
 
+def test_the_codes_that_have_a_name_mean_what_it_says():
+    settled = [settle(Outcome(code), 0, 3) for code in (DONE, REJECTED, NOT_NOW)]
+
+    assert settled == [Finish(), Reject("no reason given"), Release(timedelta(seconds=5))]
+    assert Release() == Release(timedelta(0))
+
+
+def test_the_back_off_doubles_up_to_a_quarter_of_an_hour():
+    waits = [settle(Outcome(1), failures, 20).delay.total_seconds() for failures in range(11)]
+
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900]
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [("", "no reason given"), ("a\nb\0", "a b "), ("é" * 501, "é" * 500)],
+)
+def test_a_reason_is_cut_and_cleaned_and_never_empty(error, reason):
+    assert settle(Outcome(3, error), 0, 3) == Reject(reason)
+
+
 @given(error=st.text(max_size=3000), code=st.sampled_from([1, 3]))
 def test_a_reason_is_something_that_sqs_takes_and_a_person_can_read(error, code):
     reason = settle(Outcome(code, error), 0, 3).reason
@@ -94,12 +115,28 @@ def test_a_process_without_an_answer_never_counts_as_done(returncode, code, said
         ("no record", None, Bury("the job has no record")),
         ("succeeded", {"state": "SUCCEEDED"}, Drop(succeeded=True)),
         ("failed", {"state": "FAILED"}, Drop(succeeded=False)),
+        ("it goes on in its parts", {"state": "SPLIT"}, Drop(succeeded=False)),
+        (
+            "failed, and its worker died before it was buried",
+            {"state": "FAILED", "job_id": "a", "unburied": "a", "error": "why"},
+            Bury("why"),
+        ),
+        (
+            "failed with one of its pieces, which is still to be buried",
+            {"state": "FAILED", "job_id": "a", "unburied": "a-1-00000", "error": "why"},
+            Drop(succeeded=False),
+        ),
         ("at work elsewhere", {"lease_until": NOON.timestamp() + 9.0}, Hide(timedelta(seconds=10))),
         ("its lease ends now", {"lease_until": NOON.timestamp()}, Hide(timedelta(seconds=1))),
         (
             "its worker is dead",
             {"lease_until": NOON.timestamp() - 1, "owner": "a", "attempts": 4.0, "crashes": 1.0},
             Lapsed("a", attempt=4, crashes=1, lapses=0),
+        ),
+        (
+            "its worker is dead, as three before it",
+            {"lease_until": NOON.timestamp() - 1, "owner": "a", "attempts": 4.0, "lapses": 3.0},
+            Lapsed("a", attempt=4, crashes=0, lapses=3),
         ),
         ("it waits, and crashed a worker", {"state": "QUEUED", "crashes": 1.0}, Suspect()),
         (
@@ -131,6 +168,7 @@ def test_a_lease_is_renewed_in_time_for_two_more_tries():
         ("nothing is known, time short", -5, None, 39, False),
         ("overdue is as good as unknown", -60, 30, 120, True),
         ("overdue, time short", -60, 30, 39, False),
+        ("due at this very second", -30, 30, 39, True),
         ("no time at all", -5, 6, 15, False),
         ("not begun: none is begun any more", None, 1, 3600, False),
     ],
@@ -142,7 +180,7 @@ def test_what_fits_is_finished_and_the_rest_given_back(case, started, eta, left,
 
     at = give_back_at(doom, None if started is None else NOON + timedelta(seconds=started), eta)
 
-    assert at == (doom.deadline - LAST_CALL if kept else NOON)
+    assert at == (doom.deadline - timedelta(seconds=10) if kept else NOON)
 
 
 @given(ran=seconds, left=seconds, eta=st.none() | seconds)
@@ -179,6 +217,18 @@ def test_the_first_job_has_no_eta_and_the_next_ones_follow_the_pace():
     assert pace.eta(1000) == timedelta(seconds=100)
 
 
+def test_the_pace_is_that_of_the_latest_fifty_jobs():
+    pace = Pace()
+    for number in range(60):
+        pace = pace.after(number, timedelta(seconds=1))
+
+    assert [size for size, _ in pace.done] == list(range(10, 60))
+
+
+def test_empty_files_tell_nothing_of_larger_ones_but_their_time():
+    assert Pace().after(0, timedelta(seconds=0.5)).eta(10**9) == timedelta(seconds=0.5)
+
+
 @given(key=st.text("/.%2Eaé🌊 \n", min_size=1, max_size=1024) | st.text(min_size=1), name=st.text("/.a", min_size=1))
 def test_every_key_leads_to_its_own_folder(key, name):
     assume(
@@ -192,7 +242,7 @@ def test_every_key_leads_to_its_own_folder(key, name):
     assert made == result_key(job(key=key), name)
 
 
-@pytest.mark.parametrize("key", [".." + "x" * 900, "a/" * 511 + "..", "x" * 857 + "/../" + "y" * 100])
+@pytest.mark.parametrize("key", [".." + "x" * 900, "a/" * 511 + "..", "x" * 857 + "/../" + "y" * 100, "x" + "é" * 511])
 def test_a_key_cut_short_leads_nowhere_else(key):
     made = result_key(job(key=key), "n" * LONGEST_NAME)
 
@@ -204,6 +254,24 @@ def test_a_plain_key_is_left_alone():
     assert result_key(job(key="a b+c/ü.jpg"), "thumb.jpg") == f"a b+c/ü.jpg/{'0' * 32}/thumb.jpg"
 
 
+@pytest.mark.parametrize(
+    "key, place",
+    [
+        ("../a//b", "%2E%2E/a/%2F/b"),
+        ("./a/", "%2E/a/%2F"),
+        (".../.a", ".../.a"),
+        (".parts/x", "%2Eparts/x"),
+        (".checkpoints/x", "%2Echeckpoints/x"),
+        (".failures/x", "%2Efailures/x"),
+        (".manifests/x", "%2Emanifests/x"),
+        (".partsy", ".partsy"),
+        ("a/.parts/x", "a/.parts/x"),
+    ],
+)
+def test_a_key_that_would_lead_elsewhere_is_written_otherwise(key, place):
+    assert result_key(job(key=key), "n") == f"{place}/{'0' * 32}/n"
+
+
 @given(
     st.text()
     | st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(
@@ -213,6 +281,22 @@ def test_a_plain_key_is_left_alone():
 def test_a_message_is_a_job_or_is_said_to_be_none(body):
     with pytest.raises(NotAJob):
         Job.read(body)
+
+
+TOLD = {"job_id": "j", "bucket": "b", "key": "k", "version": "", "etag": "e", "size": 1}
+
+
+@pytest.mark.parametrize(
+    "told, reason",
+    [
+        (TOLD, "is no spindrift.job/1"),
+        ({"schema": "spindrift.job/1", **TOLD, "size": "large"}, "is no spindrift.job/1"),
+        ({"schema": "spindrift.job/2", **TOLD}, "is of another schema than spindrift.job/1"),
+    ],
+)
+def test_a_message_that_is_no_job_is_refused_with_the_reason(told, reason):
+    with pytest.raises(NotAJob, match=f"^the message {reason}$"):
+        Job.read(json.dumps(told))
 
 
 # What workers die of.
@@ -234,9 +318,11 @@ def task(**parts):
         ),
         ("killed, nobody knows by whom", task(containers=[{"exitCode": 137}]), None),
         ("it was told to go", task(containers=[{"exitCode": 0}]), None),
+        ("it was told to go, and died of it", task(containers=[{"exitCode": 143}]), None),
         ("its GPU is broken", task(containers=[{"exitCode": 64}]), None),
         ("its settings are no good", task(containers=[{"exitCode": 2}]), None),
         ("the host is gone, and the container with it", task(containers=[{"name": "worker"}]), None),
+        ("nothing is said of its containers", {"stopCode": "EssentialContainerExited"}, None),
         ("Spot", task(stopCode="SpotInterruption"), None),
         ("the instance was terminated", task(stopCode="TerminationNotice"), None),
         ("its service shrinks", task(stopCode="ServiceSchedulerInitiated"), None),
@@ -293,7 +379,9 @@ few = st.integers(0, 40)
         ("long jobs: the one that begins now", [0], 60, 0, 0, 1),
         ("long jobs: the next one is far", [55], 60, 0, 0, 0),
         ("long jobs: the next one is near", [4], 60, 0, 0, 1),
+        ("long jobs: the next one is just near enough", [5], 60, 0, 0, 1),
         ("jobs of two seconds", [0], 2, 0, 0, 3),
+        ("jobs of two seconds, the lane is busy for four", [4], 2, 0, 0, 1),
         ("short jobs: a batch", [0], 0.1, 0, 0, 10),
         ("short jobs: a batch is here, another may come", [0], 0.1, 10, 0, 10),
         ("short jobs: not one by one", [0], 0.1, 11, 0, 0),
@@ -330,6 +418,7 @@ def test_an_idle_worker_always_asks(eta, storing):
     [
         ("half done", 30, 60, 30),
         ("a little late", 62, 60, 0),
+        ("as late as one may be", 65, 60, 0),
         ("far overdue: who knows", 66, 60, None),
         ("no pace: who knows", 1, None, None),
     ],
@@ -349,6 +438,24 @@ def test_an_s3_event_is_the_same_jobs_for_the_worker_as_for_the_ingest_lambda(na
     mine, theirs = told_by_s3(sample(name)), uploads(sample(name))
 
     assert [asdict(job) for job in mine] == [asdict(upload) | {"job_id": upload.job_id} for upload in theirs]
+
+
+@pytest.mark.parametrize(
+    "stored, told",
+    [
+        ({"key": "a+b"}, ("a b", "", 0)),
+        ({"key": "empty.txt", "size": 0, "eTag": "e"}, ("empty.txt", "e", 0)),
+        ({"key": "odd/", "size": 9, "eTag": "e"}, ("odd/", "e", 9)),
+        ({"key": "folder/", "size": 0, "eTag": "e"}, None),
+    ],
+    ids=["no more than its key", "an empty file", "a file named like a folder", "a folder"],
+)
+def test_an_upload_is_a_job_however_little_it_holds_and_a_folder_is_none(stored, told):
+    event = {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": stored}}
+
+    for read in (told_by_s3, uploads):
+        jobs = read(json.dumps({"Records": [event]}))
+        assert [(each.key, each.etag, each.size) for each in jobs] == ([told] if told else [])
 
 
 @pytest.mark.parametrize("name", UPLOAD_EVENTS)
@@ -378,7 +485,7 @@ def test_what_is_no_s3_event_is_left_to_others(body):
     "body", ['{"Records": [{}]}', '{"Records": [1]}', sample("s3-object-created").replace("lighthouse", "%FF")]
 )
 def test_an_s3_event_that_cannot_be_read_is_no_job(body):
-    with pytest.raises(NotAJob, match="an S3 event that cannot be read"):
+    with pytest.raises(NotAJob, match=r"^the message is an S3 event that cannot be read$"):
         told_by_s3(body)
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from worker_make import NOON
 
-from gpu_worker import parts, sharing
+from gpu_worker import parts, sharing, upload
 from gpu_worker.cloud import LostLease
 from gpu_worker.cost import NOTHING
 from gpu_worker.job import Job, NotAJob
-from gpu_worker.lease import Bury, Drop, Hide, Lease
+from gpu_worker.lease import Bury, Drop, Hide, Lease, when_refused
 from gpu_worker.parts import Change, Join, Piece, Work, look, message, parts_of, read, record_of, stitch_of
 
 WHOLE = Job("0" * 32, "uploads", "photos/large.png", "v1", "e1", 10_000)
@@ -24,9 +24,33 @@ STITCH = stitch_of(PART)
 
 def test_parts_are_jobs_of_their_own_that_know_their_whole():
     assert [part.job_id for part in parts_of(WHOLE, 2, "results", [1, 1])] == [f"{'0' * 32}-2-0000{n}" for n in (0, 1)]
-    assert (PART.bucket, PART.key, PART.size) == ("results", f".parts/{'0' * 32}/2/00001", 50)
-    assert record_of(PART, "default", NOON)["parent"] == WHOLE.job_id
+    _, second, _ = parts_of(WHOLE, 2, "results", [40, 50, 60])
+    assert second == Piece(f"{'0' * 32}-2-00001", "results", f".parts/{'0' * 32}/2/00001", "", "", 50, WHOLE, 2, 3, 1)
+    assert stitch_of(second) == Piece(
+        f"{'0' * 32}-2-stitch", "uploads", "photos/large.png", "", "", 10_000, WHOLE, 2, 3, None
+    )
     assert parts.part_ids(STITCH) == [part.job_id for part in parts_of(WHOLE, 2, "results", [40, 50, 60])]
+
+
+@pytest.mark.parametrize(
+    "job, more", [(WHOLE, {}), (PART, {"parent": WHOLE.job_id}), (STITCH, {"parent": WHOLE.job_id})]
+)
+def test_the_record_of_a_piece_is_a_job_s_and_tells_of_its_whole(job, more):
+    assert record_of(job, "default", NOON) == {**upload.record_of(job, "default", NOON), **more}
+
+
+def test_what_becomes_of_a_piece_is_written_to_its_whole_of_the_same_round():
+    waits = {"state": "SPLIT", "attempts": 2}
+    over = {"finished": NOON.isoformat()}
+    failed = {"state": "FAILED", **over}
+
+    assert parts.counted(PART) == Change(WHOLE.job_id, waits, adds={"parts_done": 1})
+    assert parts.joined(STITCH, ["a"], NOON) == Change(
+        WHOLE.job_id, waits, {"state": "SUCCEEDED", "outputs": ["a"], **over}
+    )
+    for piece, reason in [(PART, "part 2 of 3: why"), (STITCH, "stitch: why")]:
+        broken = parts.broken(piece, "why", NOON)
+        assert broken == Change(WHOLE.job_id, waits, {**failed, "error": reason, "unburied": piece.job_id})
 
 
 @pytest.mark.parametrize("job", [WHOLE, PART, STITCH], ids=["whole", "part", "stitch"])
@@ -36,7 +60,7 @@ def test_a_message_says_which_job_it_is_about(job):
 
 @pytest.mark.parametrize("change", [{"whole": 5}, {"whole": {}}, {"number": "x"}, {"round": None}, {"of": []}])
 def test_a_piece_that_cannot_be_read_is_no_job(change):
-    with pytest.raises(NotAJob):
+    with pytest.raises(NotAJob, match=r"^the message (tells of a piece that cannot be read|is no spindrift\.job/1)$"):
         read(json.dumps(json.loads(message(PART)) | change))
 
 
@@ -56,7 +80,14 @@ def test_a_part_is_told_that_it_is_one_and_the_stitch_works_for_the_whole():
         ("sent before the whole is split", PART, {"state": "RUNNING"}, Hide(timedelta(seconds=2))),
         ("all parts are counted: an echo", PART, {"state": "SPLIT", "parts_done": 3}, Join()),
         ("the stitch is awaited", STITCH, {"state": "SPLIT", "parts_done": 3}, Work()),
-        ("another part failed", PART, {"state": "FAILED"}, Drop(succeeded=False)),
+        ("another part failed", PART, {"state": "FAILED", "unburied": STITCH.job_id}, Drop(succeeded=False)),
+        ("it was buried", PART, {"state": "FAILED"}, Drop(succeeded=False)),
+        (
+            "it failed, and its worker died before the whole was buried",
+            PART,
+            {"state": "FAILED", "unburied": PART.job_id, "error": "part 2 of 3: why"},
+            Bury("part 2 of 3: why"),
+        ),
         ("over", STITCH, {"state": "SUCCEEDED"}, Drop(succeeded=True)),
         ("the splitter failed before the split", PART, {"state": "QUEUED"}, Drop(succeeded=False)),
         ("split anew", PART, {"state": "SPLIT", "attempts": 3, "parts_done": 0}, Drop(succeeded=False)),
@@ -77,7 +108,7 @@ class Cloud:
     """Records, one queue, one folder; a crash at any call, and other workers between any two."""
 
     def __init__(self):
-        self.records, self.queue, self.folder, self.ends, self.dead = {}, {}, set(), [], []
+        self.records, self.queue, self.folder, self.ends, self.dead = {}, {}, set(), [], set()
         self.between = lambda: None
         self.sent = 0
 
@@ -101,7 +132,7 @@ class Cloud:
         record = self.records[job.job_id]
         if record["state"] == "QUEUED" or (record["state"] == "RUNNING" and lapsed):
             record = self.records[job.job_id] = record | {"state": "RUNNING", "attempts": record["attempts"] + 1}
-            return Lease(job, f"owner {record['attempts']}", record["attempts"], 0, NOON)
+            return Lease(job, f"owner {record['attempts']}", record["attempts"], 0, NOON, checkpoint=False)
         return None
 
     def split(self, lease, count, spent):
@@ -114,7 +145,8 @@ class Cloud:
         self._write(lease, {"state": "SUCCEEDED", "outputs": outputs}, also)
 
     def reject(self, lease, reason, spent, now, also=None):
-        self._write(lease, {"state": "FAILED"}, also)
+        unburied = {} if isinstance(lease.job, Piece) else {"unburied": lease.job.job_id}
+        self._write(lease, {"state": "FAILED", "error": reason, **unburied}, also)
 
     def remove_parts(self, stitch):
         self.between()
@@ -156,22 +188,28 @@ class Worker:
             match sharing.wanted(self.cloud, job):
                 case Hide():
                     return False
-                case Drop() | Bury():
+                case Drop():
+                    return True
+                case Bury():
+                    self._bury(job.whole)
                     return True
             self.cloud.create(job)
         lease = self.cloud.claim(job, self.lapsed)
         if lease is None:
-            return self.cloud.records[job.job_id]["state"] in {"SUCCEEDED", "FAILED", "SPLIT"}
+            verdict = when_refused({**self.cloud.records[job.job_id], "job_id": job.job_id, "lease_until": 9e9}, NOON)
+            if isinstance(verdict, Bury):
+                self._bury(job)
+            return isinstance(verdict, Drop | Bury)
         match self.outcome:
             case "release":
                 self.cloud.release(lease)
                 return False
             case "fail" if isinstance(job, Piece):
                 if sharing.reject(self.cloud, lease, job, "why", NOTHING, NOON):
-                    self.cloud.dead.append(job.whole)
+                    self._bury(job.whole)
             case "fail":
                 self.cloud.reject(lease, "why", NOTHING, NOON)
-                self.cloud.dead.append(job)
+                self._bury(job)
             case _ if isinstance(job, Piece):
                 if job.number is None:
                     self._see_all_parts(job)
@@ -181,6 +219,13 @@ class Worker:
                 self.cloud.folder |= {part.key for part in mine}
                 sharing.share(self.cloud, lease, mine, NOTHING)
         return True
+
+    def _bury(self, whole):
+        self.cloud.between()
+        self.cloud.dead.add(whole.job_id)
+        self.cloud.between()
+        if self.cloud.records[whole.job_id]["state"] == "FAILED":
+            self.cloud.records[whole.job_id].pop("unburied", None)
 
     def _see_all_parts(self, stitch):
         done = [self.cloud.records[each] for each in parts.part_ids(stitch)]
@@ -236,9 +281,9 @@ class Sharing(RuleBasedStateMachine):
     def requeue(self):
         """An operator gives a job that failed another chance, while pieces of it may still be about."""
         whole = self.cloud.records[WHOLE.job_id]
-        if whole["state"] == "FAILED":
+        if self.cloud.dead:
             self.cloud.records[WHOLE.job_id] = whole | {"state": "QUEUED"}
-            self.cloud.ends, self.cloud.dead = [], []
+            self.cloud.ends, self.cloud.dead = [], set()
             self.cloud.send([message(WHOLE)])
 
     @invariant()
@@ -252,7 +297,7 @@ class Sharing(RuleBasedStateMachine):
     @invariant()
     def the_whole_ends_at_most_once(self):
         assert len(self.cloud.ends) <= 1
-        assert self.cloud.dead in ([], [WHOLE])
+        assert self.cloud.dead <= {WHOLE.job_id}
 
     def teardown(self):
         """Left alone, every message does its duty, and the whole has ended."""
@@ -263,6 +308,7 @@ class Sharing(RuleBasedStateMachine):
         assert not self.cloud.queue
         [state] = self.cloud.ends
         assert self.failed or state == "SUCCEEDED"
+        assert (state == "FAILED") is bool(self.cloud.dead)
         last = self.cloud.records[WHOLE.job_id]["attempts"]
         left = self.cloud.folder & {part.key for part in parts_of(WHOLE, last, "results", [1] * self.count)}
         assert state == "FAILED" or not left

@@ -129,6 +129,12 @@ def test_no_argument_is_ever_more_or_less_than_one(words):
     assert all(word == given for word, given in zip(filled, words, strict=True) if "{input}" not in given)
 
 
+def test_both_places_are_filled_wherever_they_stand_and_other_braces_left_alone():
+    words = ["a", "{input}", "--to={output}/{input}", "{other}", "{}"]
+
+    assert command.arguments(words, Path("/in"), Path("/out")) == ["a", "/in", "--to=/out//in", "{other}", "{}"]
+
+
 @pytest.mark.parametrize("words", [None, "rm -rf", [], [1], ["no-such-program"], [""]])
 def test_a_command_that_cannot_run_is_refused_before_a_job_is_taken(words, scratch):
     with pytest.raises(BadProcessor, match="command: "):
@@ -354,9 +360,11 @@ def test_a_line_is_the_same_in_whatever_pieces_it_comes(lines, piece):
     "case, data, lines",
     [
         ("a progress bar", b"10 %\r20 %\r30 %\r\ndone\n", ["30 %", "done"]),
+        ("nothing", b"", []),
         ("blank lines", b"\n\n  \na\n", ["a"]),
+        ("blanks in a line", b"  a  \r\n", ["  a  "]),
         ("not UTF-8", b"\xff\n", ["\N{REPLACEMENT CHARACTER}"]),
-        ("a long line", b"x" * (LONGEST_LINE + 1), ["x" * LONGEST_LINE, "x"]),
+        ("a long line", b"X" * (LONGEST_LINE + 1), ["X" * LONGEST_LINE, "X"]),
         ("no more than all", b"a\n" * (FIRST + LAST), ["a"] * (FIRST + LAST)),
         ("one too many", b"a\n" * (FIRST + LAST + 1), [*["a"] * FIRST, "... 1 lines are left out ...", *["a"] * LAST]),
     ],
@@ -368,6 +376,7 @@ def test_lines_for_the_log(case, data, lines):
     printed.end()
 
     assert found == lines
+    assert printed.last == "".join(lines[-1:])
 
 
 # Split and stitch, as the child knows them.

@@ -36,7 +36,8 @@ def arrays(request):
 
 def resized(arrays, image, size, kernel, box=None):
     pixels = arrays.put(np.array(image).reshape(image.height, image.width, -1))
-    made = resample.resize(arrays, pixels, size, kernel, alpha=image.mode == "RGBA", box=box)
+    with np.errstate(divide="raise", invalid="raise"):
+        made = resample.resize(arrays, pixels, size, kernel, alpha=image.mode == "RGBA", box=box)
     return arrays.get(made).tobytes()
 
 
@@ -109,6 +110,7 @@ def test_every_library_that_is_here_gives_the_same_bytes(arrays):
         ("just twice as tall as wide", (100, 200), (50, 100), False),
         ("taller", (100, 202), (50, 100), True),
         ("made lower alone", (100, 100), (100, 50), True),
+        ("made lower by one row alone", (100, 100), (100, 99), True),
         ("made larger", (100, 300), (200, 600), False),
         ("made wider and no lower", (100, 100), (200, 100), False),
     ],

@@ -211,8 +211,8 @@ def test_every_option_has_a_line_in_the_file_of_all_options():
         (
             "a bucket's name",
             {"buckets": {"uploads": "mine"}},
-            "buckets: unknown key; known are profile, network, compute, spot, on_demand, queues, worker, image, uploads, "
-            "security, notify, logs, tags",
+            "buckets: unknown key; known are profile, network, compute, spot, on_demand, queues, worker, image, batch, "
+            "uploads, security, notify, logs, tags",
         ),
         (
             "stops after the instance",

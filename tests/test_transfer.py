@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from subprocess import Popen
 from sys import executable
 from threading import Barrier, Thread
@@ -117,6 +118,14 @@ def test_a_part_that_fails_leaves_nothing_behind(s3, tmp_path):
 
 
 # Scratch
+
+
+def test_a_disk_that_is_full_in_the_middle_is_no_room(tmp_path):
+    with Scratch(tmp_path) as scratch:
+        with pytest.raises(NoRoom, match="full"), scratch.room_for(1), Path("/dev/full").open("wb") as file:
+            file.write(b"more than was announced")
+        with pytest.raises(IsADirectoryError), scratch.room_for(1):
+            Path("/").open("wb")
 
 
 def test_every_job_s_folder_goes_with_all_that_is_in_it(tmp_path):

@@ -82,7 +82,7 @@ CHANGES = {
     "logs.retention_days": ({}, {"logs": {"retention_days": 7}}, NOTHING),
     "tags": ({}, {"tags": {"team": "imaging"}}, FLEET),
 }  # fmt: skip
-OF_ANOTHER_STACK = {"image.instance_types", "image.keep", "image.in_use_days"}
+OF_ANOTHER_STACK = {"image.instance_types", "image.keep", "image.in_use_days", "batch.attempts"}
 """Settings that change nothing of the cluster."""
 PARAMETERS = {"AmiId": FLEET, "AssetsBucket": FLEET, "WorkerImage": TASKS}
 WORDS = {

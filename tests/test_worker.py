@@ -1,6 +1,7 @@
 """The worker as a process, among real queues: whatever is done to it, no job is lost and none is done twice."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from lambdas_make import sample
 from PIL import Image
 from worker_make import Bench, cloud, ecs, until
+
+from gpu_worker.pipeline import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +287,34 @@ def test_what_begins_soon_is_made_ready_and_goes_back_unharmed_when_the_end_is_n
     assert not list((bench.folder / "tmp").iterdir())
 
 
+IMPATIENT = "from datetime import timedelta; from gpu_worker import pipeline; pipeline.PATIENCE = timedelta(seconds=1)"
+
+
+def test_a_job_that_waits_long_behind_one_that_does_not_end_is_done_by_another_worker(bench):
+    assert PATIENCE == timedelta(seconds=30)
+    bench.until_state(bench.job(b"nothing", "quick"), "QUEUED")
+    with bench.worker(first=IMPATIENT):
+        until(lambda: [r for r in bench.records() if r["state"] == "SUCCEEDED"])
+        jobs = [bench.job(b"sleep 60", f"{n}") for n in range(2)]
+        until(lambda: [r for r in map(bench.record, jobs) if r.get("releases")])
+        stuck = jobs[0] if bench.record(jobs[1]).get("releases") else jobs[1]
+        assert "releases" not in bench.record(stuck)
+        with bench.worker():
+            until(lambda: len({r["owner"] for r in in_state(bench, jobs, "RUNNING")}) == 2)
+
+    assert "failures" not in bench.record(jobs[0]) | bench.record(jobs[1])
+
+
+def test_a_job_is_not_given_back_because_its_upload_takes_long(bench):
+    slow = "import time; from gpu_worker.cloud import Cloud; fetch = Cloud.download\n"
+    slow += "Cloud.download = lambda *told: (time.sleep(2.5), fetch(*told))\n"
+    job_id = bench.job(b"nothing")
+    with bench.worker(first=slow + IMPATIENT):
+        record = bench.until_state(job_id, "SUCCEEDED")
+
+    assert (record["attempts"], record.get("releases")) == (1, None)
+
+
 def in_state(bench, jobs, state):
     return [record for record in map(bench.record, jobs) if record["state"] == state]
 
@@ -293,7 +324,21 @@ def test_an_upload_for_which_there_is_no_room_goes_back_unharmed(bench):
     with bench.worker(SPINDRIFT_MAX_INPUT_BYTES=str(2**40)) as worker:
         record = until(lambda: (r := bench.record(huge)).get("releases") and r)
         assert record["state"] == "QUEUED" and "failures" not in record
-        assert any("no room on the scratch disk" in line.get("error", "") for line in worker.said())
+        until(lambda: any("no room on the scratch disk" in line.get("error", "") for line in worker.said()))
+        bench.until_state(bench.job(b"nothing", "small"), "SUCCEEDED")
+
+
+def test_an_upload_that_fills_the_disk_since_its_size_lied_goes_back_unharmed(bench):
+    full = "import errno, os; write = os.pwrite\n"
+    full += "def tight(file, data, at):\n"
+    full += "    if at + len(data) > 1000: raise OSError(errno.ENOSPC, 'No space left on device')\n"
+    full += "    return write(file, data, at)\n"
+    full += "os.pwrite = tight\n"
+    lying = bench.job(b"nothing" + bytes(2000), "lying", size=10)
+    with bench.worker(first=full) as worker:
+        record = until(lambda: (r := bench.record(lying)).get("releases") and r)
+        assert record["state"] == "QUEUED" and "failures" not in record
+        until(lambda: any("the scratch disk is full" in line.get("error", "") for line in worker.said()))
         bench.until_state(bench.job(b"nothing", "small"), "SUCCEEDED")
 
 
@@ -346,6 +391,22 @@ def test_failures_are_counted_until_they_are_used_up(bench, order, reason):
         until(lambda: sum(bench.messages()) == 1)
 
     assert bench.buried() == [record["error"]]
+
+
+def test_a_failed_job_whose_worker_died_before_it_was_buried_is_buried_when_its_message_comes_again(bench):
+    job_id = bench.job(b"reject", told=2)
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3", SPINDRIFT_DEAD_LETTER_QUEUE_URL=f"{bench.dead}-nowhere") as worker:
+        bench.until_state(job_id, "FAILED")
+        until(lambda: [line for line in worker.said() if "bury" in line.get("error", "")])
+    assert sum(bench.messages()) == 2
+
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
+        until(lambda: bench.messages() == (0, 0))
+
+    record = bench.record(job_id)
+    assert (record["failures"], record["attempts"], "unburied" in record) == (1, 1, False)
+    assert bench.buried() == ["not for us"]
+    assert bench.diary.read_text() == "reject\n"
 
 
 def test_rejected_and_not_now_are_said_by_exit_code_or_by_exception(bench):
@@ -608,6 +669,32 @@ def test_what_can_never_work_is_refused_before_a_job_is_taken(bench, env, said):
     assert done.returncode == 2
     [line] = map(json.loads, done.stdout.splitlines())
     assert all(each in line["error"] for each in said)
+
+
+SOON = "from gpu_worker import host; host.HUNG_SECONDS = 2"
+
+
+def test_a_worker_whose_main_loop_hangs_prints_its_stacks_and_dies_and_its_job_is_done_by_another(bench):
+    job_id, notice = bench.job(b"sleep 1"), bench.host_dir / "notice.json"
+    with bench.worker(first=SOON, SPINDRIFT_LEASE_SECONDS="3") as worker:
+        until(bench.diary.exists)
+        os.mkfifo(notice)  # who opens it waits for a writer
+        assert worker.wait(10) == 1
+        assert "Timeout (0:00:02)!" in worker.printed() and "in _read_notice" in worker.printed()
+    notice.unlink()
+    with bench.worker(SPINDRIFT_LEASE_SECONDS="3"):
+        bench.until_state(job_id, "SUCCEEDED")
+
+
+def test_a_worker_that_works_or_waits_to_be_stopped_does_not_hang(bench):
+    bench.job(b"sleep 3")
+    with bench.worker(first=SOON) as worker:
+        until(bench.diary.exists)
+        bench.notice(seconds=120)
+        until(lambda: any(line["event"] == "leaving" for line in worker.said()))
+        time.sleep(3)
+        worker.terminate()
+        assert worker.wait(5) == 0
 
 
 def test_a_processor_does_not_outlive_its_worker(bench):

@@ -205,12 +205,17 @@ class Bench:
         }
 
     @contextmanager
-    def worker(self, **env):
-        """A worker process; SIGKILLed at the end if it still runs. `.said()` reads its log."""
+    def worker(self, first="", **env):
+        """A worker process; SIGKILLed at the end if it still runs. `first` is code that it runs before anything else.
+
+        `.said()` reads its log, `.printed()` all of its output.
+        """
         log = self.folder / f"{uuid4().hex}.log"
         with log.open("w") as out:
-            order = [sys.executable, "-m", "gpu_worker"]
+            run = "import runpy; runpy.run_module('gpu_worker', run_name='__main__', alter_sys=True)"
+            order = [sys.executable, *(["-c", f"{first}\n{run}"] if first else ["-m", "gpu_worker"])]
             process = subprocess.Popen(order, env=self.env(**env), stdout=out, stderr=out, cwd=self.folder)
+        process.printed = log.read_text
         process.said = lambda: [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
         try:
             yield process

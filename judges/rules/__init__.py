@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from judges import Finding, Templates
 from judges.filled import settled
-from judges.rules import access, images, machines, messages, upkeep, work
+from judges.rules import access, images, jobs, machines, messages, upkeep, work
 from judges.rules.stack import Rule, Stack
 
-RULES: tuple[Rule, ...] = (*machines.RULES, *work.RULES, *messages.RULES, *access.RULES, *upkeep.RULES, *images.RULES)
+RULES: tuple[Rule, ...] = (
+    *machines.RULES,
+    *work.RULES,
+    *messages.RULES,
+    *access.RULES,
+    *upkeep.RULES,
+    *images.RULES,
+    *jobs.RULES,
+)
 
 
 def judge(templates: Templates) -> list[Finding]:

@@ -1,4 +1,7 @@
-"""`python -m gpu_worker`: exits 0 when told to go, 2 when settings or processor are no good, 64 when the GPU is not."""
+"""`python -m gpu_worker`: exits 0 when told to go, 2 when settings or processor are no good, 64 when the GPU is not.
+
+With 1 it exits when its main loop hangs, the stacks of its threads being in the log.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from datetime import UTC, datetime
 
 from gpu_worker import health
-from gpu_worker.host import Host, Protection, task_arn
+from gpu_worker.host import Host, Protection, task_arn, watchdog
 from gpu_worker.log import log
 from gpu_worker.processor import BadProcessor, Processor
 from gpu_worker.scratch import Scratch
@@ -23,7 +26,7 @@ def main() -> int:
     """Wire the worker together and let it run."""
     try:
         settings = Settings.read(os.environ)
-        host = Host(settings.host_dir, settings.stop_timeout, settings.pulse_file, health.problem)
+        host = Host(settings.host_dir, settings.stop_timeout, settings.pulse_file, health.problem, watchdog)
         for asked in (signal.SIGTERM, signal.SIGINT):
             signal.signal(asked, lambda *_: host.stop(_now()))
 
@@ -50,6 +53,7 @@ def main() -> int:
     if host.broken:
         return health.BROKEN
     while not host.stopped:  # on a doomed host a successor would fare no better: wait to be stopped
+        host.pulse()
         host.pause(0.5)
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mimetypes
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -167,6 +167,16 @@ class Cloud:
                 MessageAttributes={"reason": {"DataType": "String", "StringValue": reason}},
             )
 
+    def buried(self, job: Job) -> None:
+        """The dead-letter queue has its copy. A job that is not FAILED, or has no record, needs none."""
+        with suppress(LostLease):
+            self._update(
+                job.job_id,
+                removes=("unburied",),
+                condition="#state = :failed",
+                values={":failed": "FAILED"},
+            )
+
     def create(self, job: Job, created: datetime) -> None:
         """Record a job unless there is one: S3 told of an upload, and tells the same one again when it likes."""
         item = {name: _typed(value) for name, value in record_of(job, self._settings.queue, created).items()}
@@ -254,8 +264,13 @@ class Cloud:
         self._ours(lease, spent, sets=sets, adds={"failures": 1}, removes=("owner", "lease_until"))
 
     def reject(self, lease: Lease, reason: str, spent: Spent, now: datetime, also: Change | None = None) -> None:
-        """FAILED, for good. `also` is written with it, both or none."""
+        """FAILED, for good. `also` is written with it, both or none.
+
+        `unburied` names the job of whose message the dead-letter queue has no copy yet; no piece has one of its own.
+        """
         sets = {"state": "FAILED", "error": reason, "finished": now.isoformat()}
+        if not isinstance(lease.job, Piece):
+            sets["unburied"] = lease.job.job_id
         self._ours(lease, spent, sets=sets, adds={"failures": 1}, removes=("lease_until", "checkpoint"), also=also)
 
     def split(self, lease: Lease, parts: int, spent: Spent) -> None:

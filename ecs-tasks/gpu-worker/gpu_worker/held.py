@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 
 from gpu_worker.checkpoint import Checkpoint
 from gpu_worker.cloud import Message
@@ -15,14 +16,15 @@ from gpu_worker.lease import Lease
 class Held:
     """A message in hand, and how far the job it tells of has come here.
 
-    The main thread writes `renew_at`, `stopped` and `gone`, the job's own thread the rest. `lease` and `gone` belong
-    together: whoever writes one looks at the other, under the worker's lock.
+    The main thread writes `renew_at`, `stopped` and `gone`, the job's own thread the rest. One may claim the job while
+    the other gives it back: `claimed` and `let_go` see to it that the lease is released.
     """
 
     message: Message
-    since: datetime
     renew_at: datetime
     lease: Lease | None = None
+    waits: datetime | None = None
+    """Since when it has waited for others that are worked on."""
     began: datetime | None = None
     """When its processor began."""
     ended: datetime | None = None
@@ -34,6 +36,19 @@ class Held:
     """Its processor is ended, so that its own thread may keep the checkpoint and release the job."""
     gone: bool = False
     """Given back, or lost to another worker: whatever is still done for it here is for nothing."""
+    _lock: Lock = field(default_factory=Lock)
+
+    def claimed(self, lease: Lease) -> bool:
+        """The job is ours; False if its message has gone meanwhile, so that the job must go after it."""
+        with self._lock:
+            self.lease = lease
+            return not self.gone
+
+    def let_go(self) -> Lease | None:
+        """The lease to release before the message goes. Without one the message goes now: its own thread will see."""
+        with self._lock:
+            self.gone = self.lease is None
+            return self.lease
 
 
 class GivenBack(Exception):

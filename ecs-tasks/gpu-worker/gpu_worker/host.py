@@ -5,6 +5,7 @@ The agent writes `notice.json` and `instance.json` in the host's directory, whic
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ USUAL_NOTICE = timedelta(minutes=2)
 PROTECTED_FOR = timedelta(hours=1)
 """ECS takes 1 to 2,880 minutes (ECS developer guide, "Task scale-in protection endpoint"); renewed at half time."""
 
+HUNG_SECONDS = 120.0
+"""A loop that stands still for so long is stuck: no call of AWS takes that with all its tries (`PATIENT`, cloud.py)."""
+
 _open = build_opener(ProxyHandler({})).open  # link-local addresses are never behind a proxy
 
 
@@ -35,6 +39,7 @@ class Host:
         stop_timeout: timedelta,
         pulse_file: Path | None = None,
         problem: Callable[[], str | None] = lambda: None,
+        watchdog: Callable[[], None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._stop_timeout = stop_timeout
@@ -42,6 +47,7 @@ class Host:
         self._notice: Doom | None = None
         self._stop: Doom | None = None
         self._problem = problem
+        self._watchdog = watchdog
         self._broken: Doom | None = None
         self._facts: dict[str, str] = {}
         self._container_instance: str | None = None
@@ -88,13 +94,13 @@ class Host:
         return None
 
     def pulse(self) -> None:
-        """Show the container's health check that the loop turns, on a machine that is good for something."""
+        """Show the watchdog that the main loop turns; the health check too, on a machine that is good for something."""
+        self._watchdog()
         if self._pulse_file and not self._broken:
             self._pulse_file.touch()
 
     def pause(self, seconds: float) -> None:
         """Let a moment pass."""
-        self.pulse()
         time.sleep(seconds)
 
     def _read_instance(self) -> None:
@@ -122,6 +128,14 @@ class Host:
         except (OSError, ValueError, TypeError, KeyError) as error:
             log("a notice without a deadline", error=repr(error))
             return Doom(now, now + USUAL_NOTICE)
+
+
+def watchdog() -> None:
+    """To be called again within `HUNG_SECONDS`, or this process prints all its stacks and exits with 1.
+
+    Nobody extends its jobs then, so they come back when their leases end; to ECS, and so to lease.py, it crashed.
+    """
+    faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
 
 
 class Protection:

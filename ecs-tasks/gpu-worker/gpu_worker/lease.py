@@ -42,7 +42,7 @@ class Lease:
     attempt: int
     failures: int
     started: datetime
-    checkpoint: bool = False
+    checkpoint: bool
     """Whether an earlier attempt left one."""
 
 
@@ -91,21 +91,21 @@ class Bury:
 
 def when_refused(record: Mapping[str, Any] | None, now: datetime) -> Drop | Hide | Bury | Lapsed | Suspect:
     """What to do with a message whose job would not be claimed; `record` is the job as it was found afterwards."""
-    if record is None:
-        return Bury("the job has no record")  # it is written before the message is sent, or before the claim
-    match record["state"]:
-        case "SUCCEEDED" | "FAILED" | "SPLIT" as state:
+    match record:
+        case None:
+            return Bury("the job has no record")  # it is written before the message is sent, or before the claim
+        case {"state": "FAILED", "job_id": job_id, "unburied": unburied, "error": error} if unburied == job_id:
+            return Bury(error)  # whoever failed it died before the dead-letter queue had its copy
+        case {"state": "SUCCEEDED" | "FAILED" | "SPLIT" as state}:
             return Drop(succeeded=state == "SUCCEEDED")
-        case "RUNNING":
+        case {"state": "RUNNING"}:
             left = datetime.fromtimestamp(record["lease_until"], UTC) - now
             if left < timedelta(0):
                 counts = (int(record.get(each, 0)) for each in ("attempts", "crashes", "lapses"))
                 return Lapsed(str(record["owner"]), *counts)
             return Hide(min(left + timedelta(seconds=1), LOOK_AGAIN))
-        case "QUEUED" if record.get("crashes"):
-            return Suspect()
-        case _:
-            return Hide(timedelta(seconds=1))  # it changed between the claim and the look: try again
+        case _:  # it waits, and is a suspect, or changed between the claim and the look: try again
+            return Suspect() if record.get("crashes") else Hide(timedelta(seconds=1))
 
 
 @dataclass(frozen=True)

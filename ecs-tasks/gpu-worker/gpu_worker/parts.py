@@ -148,6 +148,8 @@ def look(piece: Piece, whole: Mapping[str, Any] | None) -> Work | Join | Hide | 
             return EARLY
         case "SPLIT":
             return Join() if piece.number is not None and whole["parts_done"] >= piece.of else Work()
+        case "FAILED" if whole.get("unburied") == piece.job_id:  # see lease.py, `when_refused`
+            return Bury(str(whole["error"]))
         case state:
             return Drop(succeeded=state == "SUCCEEDED")
 
@@ -166,7 +168,7 @@ def joined(stitch: Piece, outputs: Sequence[str], now: datetime) -> Change:
 def broken(piece: Piece, reason: str, now: datetime) -> Change:
     """What a piece that failed for good means for its whole."""
     sets = {"state": "FAILED", "error": f"{piece.name}: {reason}", "finished": now.isoformat()}
-    return Change(piece.whole.job_id, _in_this_round(piece), sets)
+    return Change(piece.whole.job_id, _in_this_round(piece), {**sets, "unburied": piece.job_id})
 
 
 def _in_this_round(piece: Piece) -> dict[str, object]:

@@ -81,9 +81,7 @@ BOX, BILINEAR, BICUBIC, LANCZOS = (
 )
 
 
-def resize(
-    arrays: Arrays, pixels: Any, size: Size, kernel: Kernel, *, alpha: bool = False, box: Box | None = None
-) -> Any:
+def resize(arrays: Arrays, pixels: Any, size: Size, kernel: Kernel, *, alpha: bool, box: Box | None = None) -> Any:
     """Resample rows x columns x channels of bytes to `size` (width, height), as Pillow's `Image.resize` does.
 
     `pixels` lies where `arrays.put` puts it, and so does the result. `alpha`: the last channel says how much of the

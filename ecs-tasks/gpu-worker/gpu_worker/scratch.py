@@ -6,6 +6,7 @@ it lives; the kernel ends the lock with the process. So whoever comes next can t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -55,7 +56,10 @@ class Scratch:
 
     @contextmanager
     def room_for(self, size: int) -> Iterator[None]:
-        """Have room for an upload of `size` bytes while it arrives, and for as much again. Raises NoRoom."""
+        """Have room for an upload of `size` bytes while it arrives, and for as much again.
+
+        Raises NoRoom, also if the disk is full before all of it has arrived: it may be more, or others write too.
+        """
         with self._lock:
             free = shutil.disk_usage(self._folder).free - SPARE - self._promised
             if free < 2 * size:
@@ -63,6 +67,10 @@ class Scratch:
             self._promised += 2 * size
         try:
             yield
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise NoRoom("the scratch disk is full") from error
         finally:
             with self._lock:
                 self._promised -= 2 * size
