@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -16,6 +17,12 @@ def pytest_collection_modifyitems(items):
 
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite tests/golden; then read the diff")
+
+
+@pytest.fixture(autouse=True)
+def _pillows_own_limit(monkeypatch):
+    """The images processor sets it for its whole process, which here is the tests'."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture

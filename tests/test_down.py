@@ -247,7 +247,7 @@ def test_a_log_group_that_came_back_is_deleted(cloud):
     code, said = take_down(cloud, "logged")
 
     left = {one["logGroupName"] for one in logs.describe_log_groups()["logGroups"]}
-    assert (code, "proved" in said) == (0, True)
+    assert (code, "proved" in said) == (0, True), said
     assert left & {made["WorkerLogs"], f"{made['WorkerLogs']}-of-somebody-else"} == {
         f"{made['WorkerLogs']}-of-somebody-else"
     }

@@ -106,6 +106,9 @@ def test_after_the_work_nobody_is_left(deployed: Deployed) -> None:
 
 def test_the_spot_group_grows_replaces_and_empties_by_its_policies(deployed: Deployed) -> None:
     scaling = deployed.client("autoscaling")
+    # The Lambda may have heard of the first upload just before its ear was closed.
+    scaling.set_desired_capacity(AutoScalingGroupName=deployed.outputs["SpotGroupName"], DesiredCapacity=0)
+    eventually(lambda: not deployed.group()["Instances"], within=60, what="no instance to begin with")
     scaling.execute_policy(PolicyName=deployed.policy("SpotGroupGrow"), MetricValue=3, BreachThreshold=0)
     assert deployed.group()["DesiredCapacity"] == 3
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import textwrap
@@ -156,6 +157,15 @@ def test_a_command_takes_the_place_of_a_processor():
 
 
 # Nothing is left behind.
+
+
+def test_a_child_goes_with_its_worker_even_if_an_answer_was_not_read_any_more(bring):
+    processor = bring("def process(source, output_dir, job): ...")
+    until(lambda: select.select([processor._wire], [], [], 0)[0])
+
+    processor._wire.close()
+
+    assert processor._child.wait(10) == 0
 
 
 @pytest.mark.parametrize("end", ["it ends", "its time is up", "it is killed"])

@@ -281,7 +281,8 @@ def _do(code: UserCode, source: Path, output_dir: Path, job: Mapping[str, Any]) 
 
 
 def _listen(wire: socket.socket, orders: SimpleQueue[dict[str, Any]]) -> None:
-    with wire.makefile("rb") as lines:
+    # A worker that is killed with an answer unread leaves a reset, and no end of file.
+    with suppress(ConnectionResetError), wire.makefile("rb") as lines:
         for line in lines:
             orders.put(json.loads(line))
     end_followers(os.getpid())
