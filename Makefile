@@ -4,7 +4,7 @@ SEED ?= 7
 PROFILE ?= fleet
 SPEED ?=
 
-.PHONY: help demo test check setup latency bench bench-build bench-replay bench-storm bench-worker soak image image-test lock clean
+.PHONY: help demo test check setup latency bench bench-build bench-replay bench-storm bench-worker soak image image-test stacks-test lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -13,7 +13,7 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PRO
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile $(PROFILE) $(if $(SPEED),--speed $(SPEED))
 
 test: check  ## everything CI runs, under ten minutes on two cores
-	@.venv/bin/python -m pytest -m "not image" --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -m "not image and not stacks" --durations 10 --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .
@@ -80,6 +80,9 @@ setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the 
 image: setup  ## the worker's image by podman or docker, for build.py local --containers: BASE_IMAGE=python:3.13-slim-bookworm
 	@BASE_IMAGE=$(BASE_IMAGE) VERSION=$(or $(VERSION),0) \
 		REVISION=$(or $(REVISION),$(shell git rev-parse --short HEAD 2>/dev/null)) .venv/bin/python -m localcloud.engine
+
+stacks-test: setup  ## stories of the stacks image and batch, on the local cloud
+	@.venv/bin/python -m pytest -m stacks --numprocesses 2 --dist loadfile
 
 image-test: setup  ## the worker's image built, run and made to stop, read-only and powerless
 	@.venv/bin/python -m pytest -m image --durations 5

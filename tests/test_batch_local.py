@@ -20,7 +20,7 @@ from ops.account import Account
 from tests.cloud import eventually
 from tests.test_stacks import DEFAULTS, build, changed, client, left, resources, what_there_is
 
-pytestmark = [pytest.mark.story, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.story, pytest.mark.stacks, pytest.mark.timeout(480)]
 IMAGE = "slow-pictures:local"
 WITHOUT_PROGRAM = (('command = ["/app/sharpen", "{input}", "{output}"]', 'processor = "slow_pictures:process"'),)
 BATCH = {

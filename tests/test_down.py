@@ -335,7 +335,7 @@ def test_down_in_the_middle_of_work_leaves_nothing_running(tmp_path, monkeypatch
         outputs = cloud.deploy(tmp_path / "build", "work")
         ec2 = cloud.client("ec2")
         photo = (PHOTOS / "life.jpg").read_bytes()
-        for number in range(24):
+        for number in range(96):
             cloud.client("s3").put_object(Bucket=outputs["UploadsBucket"], Key=f"{number}.jpg", Body=photo)
         eventually(lambda: in_flight(cloud, outputs["JobsQueueUrl"]), within=90, what="a job that is worked on")
         stray = stray_fleet(ec2, outputs["SpotFleetId"], "work")

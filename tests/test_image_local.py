@@ -11,7 +11,7 @@ from localcloud.laptop import ASSETS_BUCKET, PROJECT, WORKER_IMAGE, DidNotWork, 
 from tests.cloud import eventually
 from tests.test_stacks import DEFAULTS, build, changed, client, left, resources, what_there_is
 
-pytestmark = [pytest.mark.story, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.story, pytest.mark.stacks, pytest.mark.timeout(240)]
 NAME = "/imagebuilder/mine/ami"
 
 
