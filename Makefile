@@ -13,7 +13,8 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PRO
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile $(PROFILE) $(if $(SPEED),--speed $(SPEED))
 
 test: check  ## everything CI runs, under ten minutes on two cores
-	@.venv/bin/python -m pytest -m "not image and not stacks" --durations 10 --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -m "story and not stacks" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -m "not story and not image" --numprocesses 4 --dist loadfile
 
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .

@@ -10,11 +10,6 @@ GOLDEN = Path(__file__).parent / "golden"
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
 
-def pytest_collection_modifyitems(items):
-    """Stories first: they wait more than they work, and what only works fills the time."""
-    items.sort(key=lambda item: item.get_closest_marker("story") is None)
-
-
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite tests/golden; then read the diff")
 
