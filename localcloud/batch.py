@@ -14,15 +14,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
-from botocore.validate import ParamValidator
 
-from localcloud import catalog, substrate, wire
+from localcloud import catalog, substrate
 from localcloud.batchjobs import ENDED, WAITING, Definition, Environment, Job, Queue, arn
 from localcloud.batchkeeper import MARKETS, Keeper, joins
-from localcloud.ecs_resources import as_input
 from localcloud.ecs_shapes import arn as ecs_arn
 from localcloud.ecs_shapes import page, words
 from localcloud.formation import NotPlayed, Resource, refuse_unplayed
+from localcloud.inputs import valid_input
 from localcloud.launch import Blueprint, Surveyor
 from localcloud.wire import Call, Fault, Service, plays
 
@@ -270,14 +269,6 @@ class Kind:
         self._closing = threading.Event()
         service.world.on_stop(self._closing.set)
 
-    def _asked(self, operation: str, properties: Mapping[str, Any]) -> dict[str, Any]:
-        """Properties as the API has them. Raises NotPlayed for what it would refuse."""
-        asked = as_input(operation, properties, "batch")
-        report = ParamValidator().validate(asked, wire.model("batch").operation_model(operation).input_shape)
-        if report.has_errors():
-            raise NotPlayed(f"{operation}: {report.generate_report()}")
-        return asked
-
     def _wait(self, reached: Callable[[], bool], what: str) -> None:
         """Wait in a thread of CloudFormation's own."""
         deadline = time.monotonic() + self._world.scaled(GONE_SECONDS)
@@ -362,7 +353,7 @@ class EnvironmentResource(Kind):
         api = {
             name: properties[name] for name in properties if name not in ("ReplaceComputeEnvironment", "UpdatePolicy")
         }
-        self._asked("CreateComputeEnvironment", {"ComputeEnvironmentName": "its", **api})
+        valid_input("batch", "CreateComputeEnvironment", {"ComputeEnvironmentName": "its", **api})
         compute = properties["ComputeResources"]
         refuse_unplayed("ComputeResources", compute, set(COMPUTE), {})
         kind = compute["Type"]
@@ -426,7 +417,7 @@ class QueueResource(Kind):
         refuse_unplayed("AWS::Batch::JobQueue", properties, set(self._played), {})
         with self._world.lock:
             given = {"JobQueueName": self._new(logical_id), **properties}
-            queue = self._made(self._asked("CreateJobQueue", given))
+            queue = self._made(valid_input("batch", "CreateJobQueue", given))
             if queue.arn in self._keeper.queues:
                 raise NotPlayed(f"{queue.arn}: Object already exists")
             self._keeper.queues[queue.arn] = queue
@@ -441,7 +432,7 @@ class QueueResource(Kind):
             return self.create("JobQueue", new, stack)
         with self._world.lock:
             given = {"JobQueueName": physical_id.rpartition("/")[2], **new}
-            self._keeper.queues[physical_id] = self._made(self._asked("CreateJobQueue", given))
+            self._keeper.queues[physical_id] = self._made(valid_input("batch", "CreateJobQueue", given))
         return physical_id, {"JobQueueArn": physical_id}
 
     def delete(self, physical_id: str, properties: dict[str, Any]) -> None:
@@ -479,7 +470,7 @@ class DefinitionResource(Kind):
         """RegisterJobDefinition."""
         refuse_unplayed("AWS::Batch::JobDefinition", properties, set(self._played), {})
         given = {"JobDefinitionName": self._new(logical_id), **properties}
-        asked = self._asked("RegisterJobDefinition", given)
+        asked = valid_input("batch", "RegisterJobDefinition", given)
         if (asked["type"], asked.get("platformCapabilities")) != ("container", ["EC2"]):
             raise NotPlayed("the local cloud plays job definitions of one container, on EC2")
         self._refuse(asked)

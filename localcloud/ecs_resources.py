@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from localcloud import substrate, wire
+from localcloud import substrate
 from localcloud.ecs_shapes import words
-from localcloud.formation import NotPlayed, Resource, refuse_unplayed
+from localcloud.formation import Resource, refuse_unplayed
+from localcloud.inputs import as_input
 
 if TYPE_CHECKING:
     from localcloud.ecs import Ecs
@@ -18,7 +19,6 @@ LONGEST_WAIT_SECONDS = 3 * 3600.0
 """AWS's time until CloudFormation gives a service up that does not reach its steady state."""
 LONGEST_LEAVE_SECONDS = 300.0
 """How long a cluster's deletion waits for terminated instances to be deregistered."""
-_RENAMED = {"ClusterSettings": "settings", "PlacementStrategies": "placementStrategy"}
 
 
 def resources(ecs: Ecs) -> dict[str, Resource]:
@@ -28,38 +28,6 @@ def resources(ecs: Ecs) -> dict[str, Resource]:
         "AWS::ECS::TaskDefinition": TaskDefinition(ecs),
         "AWS::ECS::Service": Service(ecs),
     }
-
-
-def as_input(operation: str, properties: Mapping[str, Any], service: str = "ecs") -> dict[str, Any]:
-    """A resource's properties as an operation's input: names in camel case, scalars of the type the API wants.
-
-    Raises NotPlayed for a name that the operation does not have.
-    """
-    shape = wire.model(service).operation_model(operation).input_shape
-    renamed = {_RENAMED.get(name, name): value for name, value in properties.items()}
-    result: dict[str, Any] = _as_shape(shape, renamed, operation)
-    return result
-
-
-def _as_shape(shape: Any, value: Any, where: str) -> Any:
-    if shape.type_name == "structure":
-        names = {name.lower(): name for name in shape.members}
-        converted = {}
-        for given, inner in value.items():
-            name = names.get(given.lower())
-            if name is None:
-                raise NotPlayed(f"{where} has no {given}")
-            converted[name] = _as_shape(shape.members[name], inner, f"{where}.{name}")
-        return converted
-    if shape.type_name == "list":
-        return [_as_shape(shape.member, inner, where) for inner in value]
-    if shape.type_name == "map":
-        return {key: str(inner) for key, inner in value.items()}
-    if shape.type_name in ("integer", "long"):
-        return int(value)
-    if shape.type_name == "boolean":
-        return value if isinstance(value, bool) else str(value).lower() == "true"
-    return str(value)
 
 
 class _Kind:
@@ -93,7 +61,7 @@ class Cluster(_Kind):
         """CreateCluster."""
         refuse_unplayed("AWS::ECS::Cluster", properties, set(self._played), {})
         given = {"ClusterName": self._name(stack, logical_id), **properties}
-        cluster = self._ecs.perform("CreateCluster", as_input("CreateCluster", given))["cluster"]
+        cluster = self._ecs.perform("CreateCluster", as_input("ecs", "CreateCluster", given))["cluster"]
         return cluster["clusterName"], {"Arn": cluster["clusterArn"]}
 
     def update(
@@ -109,7 +77,7 @@ class Cluster(_Kind):
             return self.create("", new, stack)
         with self._ecs.world.lock:
             cluster = self._ecs.state.clusters[physical_id]
-            given = as_input("CreateCluster", {**new, "ClusterName": physical_id})
+            given = as_input("ecs", "CreateCluster", {**new, "ClusterName": physical_id})
             cluster.update(settings=given.get("settings", []), tags=given.get("tags", []))
             self._ecs.state.clusters[physical_id] = cluster
         return physical_id, {"Arn": cluster["clusterArn"]}
@@ -146,7 +114,7 @@ class TaskDefinition(_Kind):
         refuse_unplayed("AWS::ECS::TaskDefinition", properties, set(self._played), {})
         given = {"Family": f"{stack}-{logical_id}", **properties}
         operation = "RegisterTaskDefinition"
-        definition = self._ecs.perform(operation, as_input(operation, given))["taskDefinition"]
+        definition = self._ecs.perform(operation, as_input("ecs", operation, given))["taskDefinition"]
         return definition["taskDefinitionArn"], {"TaskDefinitionArn": definition["taskDefinitionArn"]}
 
     def update(
@@ -191,7 +159,7 @@ class Service(_Kind):
         """
         refuse_unplayed("AWS::ECS::Service", properties, set(self._played), {})
         given = {"ServiceName": self._name(stack, logical_id), **properties}
-        service = self._ecs.perform("CreateService", as_input("CreateService", given))["service"]
+        service = self._ecs.perform("CreateService", as_input("ecs", "CreateService", given))["service"]
         unsettled = self._unsettled.setdefault(stack, [])
         if service["desiredCount"]:
             unsettled.append(service["serviceArn"])
@@ -214,7 +182,7 @@ class Service(_Kind):
             return self.create("", new, stack)
         changes = {name: value for name, value in new.items() if name in self._changeable}
         where = {"Service": physical_id, "Cluster": physical_id.split("/")[-2]}
-        self._ecs.perform("UpdateService", as_input("UpdateService", {**where, **changes}))
+        self._ecs.perform("UpdateService", as_input("ecs", "UpdateService", {**where, **changes}))
         return self._settled(physical_id)
 
     def delete(self, physical_id: str, properties: dict[str, Any]) -> None:  # noqa: ARG002 - the seam's

@@ -15,11 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
-from botocore.validate import ParamValidator
 
-from localcloud import substrate, wire
+from localcloud import substrate
 from localcloud.formation import NotPlayed, Resource
 from localcloud.image import Images, NoSuchImage
+from localcloud.inputs import valid_input
 from localcloud.launch import Surveyor
 from localcloud.offerings import Amis
 from localcloud.wire import Call, Fault, Service, plays
@@ -284,7 +284,6 @@ class Kind:
 
     def __init__(self, service: ImageBuilder, operation: str, word: str) -> None:
         self._service, self._operation, self._word = service, operation, word
-        self._shape = wire.model("imagebuilder").operation_model(operation).input_shape
 
     def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
         """Make it. Ref and Arn are its ARN."""
@@ -314,11 +313,7 @@ class Kind:
             self._service.kept.pop(physical_id, None)
 
     def _input(self, properties: Mapping[str, Any]) -> dict[str, Any]:
-        asked: dict[str, Any] = _as_shape(self._shape, {"ClientToken": "cloudformation", **properties}, self._operation)
-        report = ParamValidator().validate(asked, self._shape)
-        if report.has_errors():
-            raise NotPlayed(f"{self._operation}: {report.generate_report()}")
-        return asked
+        return valid_input("imagebuilder", self._operation, {"ClientToken": "cloudformation", **properties})
 
     def _arn(self, asked: Mapping[str, Any]) -> str:
         base = f"{PREFIX}:{self._word}/{_slug(asked['name'])}"
@@ -343,28 +338,3 @@ def _strings(value: Any) -> set[str]:
     if isinstance(value, list):
         return {text for inner in value for text in _strings(inner)}
     return {value} if isinstance(value, str) else set()
-
-
-NAMES = {"version": "semanticversion"}
-"""Where CloudFormation's name of a member is not the API's."""
-
-
-def _as_shape(shape: Any, value: Any, where: str) -> Any:
-    """A resource's properties as the API has them. Raises NotPlayed for a name that it does not have."""
-    if shape.type_name == "structure":
-        names = {name.lower(): name for name in shape.members}
-        converted = {}
-        for given, inner in value.items():
-            lower = given.lower()
-            name = names.get(lower) or names.get(NAMES.get(lower, ""))
-            if name is None:
-                raise NotPlayed(f"{where} has no {given}")
-            converted[name] = _as_shape(shape.members[name], inner, f"{where}.{name}")
-        return converted
-    if shape.type_name == "list":
-        return [_as_shape(shape.member, inner, where) for inner in value]
-    if shape.type_name == "map":
-        return {key: str(inner) for key, inner in value.items()}
-    if shape.type_name == "boolean":
-        return value if isinstance(value, bool) else str(value).lower() == "true"
-    return int(value) if shape.type_name == "integer" else str(value)

@@ -259,7 +259,6 @@ def _container(
         "SPINDRIFT_MAX_FAILURES": str(queue.max_failures),
     }
     volumes, mounts = _volumes(settings, shared)
-    linux: dict[str, Any] = {"SharedMemorySize": worker.memory_mib // 2} if worker.scratch == "memory" else {}
     return batch.ContainerProperties(
         Image=Ref("WorkerImage"),
         Command=["once"],
@@ -275,17 +274,8 @@ def _container(
         Volumes=volumes,
         MountPoints=mounts,
         ReadonlyRootFilesystem=True,
-        LinuxParameters=batch.LinuxParameters(InitProcessEnabled=True, **linux),
-        LogConfiguration=batch.LogConfiguration(
-            LogDriver="awslogs",
-            Options={
-                "awslogs-group": Ref(log_group),
-                "awslogs-region": Ref("AWS::Region"),
-                "awslogs-stream-prefix": "worker",
-                "mode": "non-blocking",
-                "max-buffer-size": "4m",
-            },
-        ),
+        LinuxParameters=batch.LinuxParameters(InitProcessEnabled=True, **cluster.shared_memory(settings)),
+        LogConfiguration=batch.LogConfiguration(**cluster.log_configuration(log_group)),
     )
 
 

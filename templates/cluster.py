@@ -166,25 +166,35 @@ def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.Log
         LinuxParameters=ecs.LinuxParameters(
             InitProcessEnabled=True,
             Capabilities=ecs.KernelCapabilities(Drop=["ALL"]),
-            # Half of the memory may be /dev/shm; what lies there counts as the container's.
-            **({"SharedMemorySize": worker.memory_mib // 2} if worker.scratch == "memory" else {}),
+            **shared_memory(settings),
         ),
         DockerSecurityOptions=["no-new-privileges"],
         # Two minutes for a processor to load; then a loop that stands still is known in two and a half.
         HealthCheck=ecs.HealthCheck(Command=PULSE, Interval=30, Timeout=10, Retries=3, StartPeriod=120),
         StopTimeout=worker.stop_timeout_seconds,
-        LogConfiguration=ecs.LogConfiguration(
-            LogDriver="awslogs",
-            Options={
-                "awslogs-group": Ref(log_group),
-                "awslogs-region": Ref("AWS::Region"),
-                "awslogs-stream-prefix": "worker",
-                # Slow logs must not hold up a job.
-                "mode": "non-blocking",
-                "max-buffer-size": "4m",
-            },
-        ),
+        LogConfiguration=ecs.LogConfiguration(**log_configuration(log_group)),
     )
+
+
+def log_configuration(log_group: logs.LogGroup) -> dict[str, Any]:
+    """Where a worker's output goes, whoever runs it."""
+    return {
+        "LogDriver": "awslogs",
+        "Options": {
+            "awslogs-group": Ref(log_group),
+            "awslogs-region": Ref("AWS::Region"),
+            "awslogs-stream-prefix": "worker",
+            # Slow logs must not hold up a job.
+            "mode": "non-blocking",
+            "max-buffer-size": "4m",
+        },
+    }
+
+
+def shared_memory(settings: Settings) -> dict[str, int]:
+    """For scratch in memory half of it may be /dev/shm; what lies there counts as the container's."""
+    worker = settings.worker
+    return {"SharedMemorySize": worker.memory_mib // 2} if worker.scratch == "memory" else {}
 
 
 def environment_of_work(settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from troposphere import Export, GetAtt, Output, Parameter, Ref, Sub, Template, iam, imagebuilder, logs
 
-from templates import network, policies
+from templates import machines, network, policies
 from templates.assets import Assets
 from templates.settings import STACK_TAG, Network, Settings
 from templates.tags import tags
@@ -74,13 +74,8 @@ def build(settings: Settings, assets: Assets) -> Template:
             Components=[imagebuilder.ComponentConfiguration(ComponentArn=Ref(one)) for one in scripts],
             BlockDeviceMappings=[
                 imagebuilder.InstanceBlockDeviceMapping(
-                    DeviceName="/dev/xvda",
-                    Ebs=imagebuilder.EbsInstanceBlockDeviceSpecification(
-                        VolumeType="gp3",
-                        VolumeSize=settings.compute.root_volume_gib,
-                        Encrypted=True,
-                        DeleteOnTermination=True,
-                    ),
+                    DeviceName=machines.ROOT_DEVICE,
+                    Ebs=imagebuilder.EbsInstanceBlockDeviceSpecification(**machines.root_volume(settings)),
                 )
             ],
             Tags=marks,

@@ -34,6 +34,8 @@ GROUP_NEWS = (
     "autoscaling:EC2_INSTANCE_TERMINATE",
     "autoscaling:EC2_INSTANCE_TERMINATE_ERROR",
 )
+ROOT_DEVICE = "/dev/xvda"
+"""Of the ECS AL2023 image (aws/amazon-ecs-ami)."""
 FIRST_BOOT_SECONDS = 180
 """How long an instance may take for its first boot and its user data, before it is stopped for the warm pool."""
 
@@ -84,6 +86,18 @@ def launch_template(
     return add_launch_template(template, settings, "LaunchTemplate", start)
 
 
+def root_volume(settings: Settings) -> dict[str, Any]:
+    """The root volume of every instance, also of one that an image is made on. It has the EBS-managed key: a customer
+    key wants grants for two service-linked roles.
+    """
+    return {
+        "VolumeType": "gp3",
+        "VolumeSize": settings.compute.root_volume_gib,
+        "Encrypted": True,
+        "DeleteOnTermination": True,
+    }
+
+
 def start_data(settings: Settings, **properties: Any) -> ec2.LaunchTemplateData:
     """How every instance starts: its metadata is its own, its root volume encrypted, and both have our tags."""
     return ec2.LaunchTemplateData(
@@ -92,14 +106,7 @@ def start_data(settings: Settings, **properties: Any) -> ec2.LaunchTemplateData:
         MetadataOptions=ec2.MetadataOptions(HttpTokens="required", HttpPutResponseHopLimit=1),
         BlockDeviceMappings=[
             ec2.LaunchTemplateBlockDeviceMapping(
-                DeviceName="/dev/xvda",
-                # The EBS-managed key: a customer key wants grants for two service-linked roles.
-                Ebs=ec2.EBSBlockDevice(
-                    VolumeType="gp3",
-                    VolumeSize=settings.compute.root_volume_gib,
-                    Encrypted=True,
-                    DeleteOnTermination=True,
-                ),
+                DeviceName=ROOT_DEVICE, Ebs=ec2.EBSBlockDevice(**root_volume(settings))
             )
         ],
         TagSpecifications=[

@@ -12,9 +12,9 @@ import pytest
 
 from localcloud import containers
 from localcloud.containers import Mount, Order
-from localcloud.ecs_resources import as_input
 from localcloud.engine import name_of
 from localcloud.image import Image
+from localcloud.inputs import as_input
 from templates.cluster import HOST_DIR, SCRATCH_DIR
 from tests.stacks_make import stack
 from tests.worker_make import ROOT
@@ -60,7 +60,7 @@ def definition(**parts):
     known = {
         name: value for name, value in container.items() if name not in ("Environment", "Image", "LogConfiguration")
     }
-    given = as_input("RegisterTaskDefinition", {"ContainerDefinitions": [known]})
+    given = as_input("ecs", "RegisterTaskDefinition", {"ContainerDefinitions": [known]})
     return {**given["containerDefinitions"][0], **parts}
 
 

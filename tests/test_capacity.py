@@ -10,14 +10,13 @@ from collections import Counter
 from datetime import timedelta
 from unittest.mock import patch
 
-import boto3
 import pytest
 from lambdas_make import NOON, batch, metrics, notice, policy, sample, seen
 from lambdas_make import instance as an_instance
 from moto import mock_aws
-from moto.ec2.models import ec2_backends
-from moto.ec2.models.spot_requests import SpotFleetRequest, SpotInstanceRequest
+from moto.ec2.models.spot_requests import SpotFleetRequest
 from moto.ecs.models import ecs_backends
+from moto_account import ACCOUNT, IMAGE, REGION, SESSION, Account, let_spot_requests_be_filtered
 
 from capacity.account import AT_RISK_TAG, STACK_TAG, SURPLUS_TAG, CouldNotApply, CouldNotLook
 from capacity.cloud import Aws
@@ -29,10 +28,6 @@ from capacity.nouns import Notes, Wave
 from capacity.policy import decide
 from capacity.settings import BadSettings, Settings
 
-REGION = "eu-west-1"
-ACCOUNT = "123456789012"
-SESSION = boto3.Session(region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")
-"""One for all tests: reading the models of the services takes longer than the tests."""
 ENVIRONMENT = {
     "STACK": "demo",
     "CLUSTER": "spindrift",
@@ -105,15 +100,12 @@ def test_missing_settings_are_all_named():
     assert all(f"{name} is missing" in str(error.value) for name in ENVIRONMENT)
 
 
-class World:
+class World(Account):
     """A cluster as the template makes it, and the Lambda wired to it."""
 
     def __init__(self):
-        self.sqs, self.ec2, self.ecs = SESSION.client("sqs"), SESSION.client("ec2"), SESSION.client("ecs")
-        self.autoscaling, self.cloudwatch = SESSION.client("autoscaling"), SESSION.client("cloudwatch")
-        self.image = "ami-12c6146b"
-        self.subnet = self.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-        self.ecs.create_cluster(clusterName="spindrift")
+        super().__init__()
+        self.cloudwatch = SESSION.client("cloudwatch")
         self.ecs.register_task_definition(
             family="worker", containerDefinitions=[{"name": "w", "image": "w", "memory": 1}]
         )
@@ -121,7 +113,7 @@ class World:
         self.queue = self.serve("worker", "any")
         tag = [{"Key": STACK_TAG, "Value": "demo"}]
         launch = {
-            "ImageId": self.image,
+            "ImageId": IMAGE,
             "InstanceType": "g5.xlarge",
             "SubnetId": self.subnet,
             "WeightedCapacity": 1,
@@ -136,24 +128,7 @@ class World:
                     "LaunchSpecifications": [launch],
                 }
             )["SpotFleetRequestId"]
-        self.ec2.create_launch_template(
-            LaunchTemplateName="worker", LaunchTemplateData={"ImageId": self.image, "InstanceType": "g5.xlarge"}
-        )
-        self.autoscaling.create_auto_scaling_group(
-            AutoScalingGroupName="on-demand",
-            LaunchTemplate={"LaunchTemplateName": "worker"},
-            MinSize=0,
-            MaxSize=8,
-            DesiredCapacity=0,
-            VPCZoneIdentifier=self.subnet,
-            Tags=[{"Key": STACK_TAG, "Value": "demo", "PropagateAtLaunch": True}],
-        )
-        self.pools = SESSION.resource("dynamodb").create_table(
-            TableName="pools",
-            KeySchema=[{"AttributeName": "pool", "KeyType": "HASH"}],
-            AttributeDefinitions=[{"AttributeName": "pool", "AttributeType": "S"}],
-            BillingMode="PAY_PER_REQUEST",
-        )
+        self.make_group("on-demand", most=8)
         self.calls = Counter()
         self.wire()
         # moto launches at the time of the test; the clock of the Lambda is set a while after that.
@@ -199,37 +174,15 @@ class World:
         self.autoscaling.set_desired_capacity(AutoScalingGroupName="on-demand", DesiredCapacity=count)
         return [i for i in self.live() if i not in before]
 
-    def join(self, instances, *, gpus=1):
-        """Register the instances in ECS; returns their ARNs."""
-        arns = []
-        for instance in instances:
-            joined = ecs_backends[ACCOUNT][REGION].register_container_instance("spindrift", instance)
-            joined.registered_resources.append(
-                {"name": "GPU", "type": "STRINGSET", "stringSetValue": [f"GPU-{n}" for n in range(gpus)]}
-            )
-            arns.append(joined.container_instance_arn)
-        return arns
-
     def work(self, jobs, queue=None):
         for n in range(jobs):
             self.sqs.send_message(QueueUrl=queue or self.queue, MessageBody=str(n))
-
-    def mark(self, instance, code):
-        """What EC2 says of the Spot request of an instance it is about to take."""
-        requests = ec2_backends[ACCOUNT][REGION].spot_instance_requests.values()
-        next(r for r in requests if r.instance.id == instance)._status_code = code
 
     def live(self):
         pages = self.ec2.get_paginator("describe_instances").paginate(
             Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}]
         )
         return {i["InstanceId"]: i for page in pages for r in page["Reservations"] for i in r["Instances"]}
-
-    def status(self):
-        """ECS's status of each EC2 instance."""
-        arns = self.ecs.list_container_instances(cluster="spindrift")["containerInstanceArns"]
-        found = self.ecs.describe_container_instances(cluster="spindrift", containerInstances=arns) if arns else {}
-        return {c["ec2InstanceId"]: c["status"] for c in found.get("containerInstances", [])}
 
     def joined(self, instance):
         """moto's own record of a container instance, to give it tasks or take it away."""
@@ -284,16 +237,10 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch):
-    plain = SpotInstanceRequest.get_filter_value
-
-    def get_filter_value(self, name, method=None):
-        ours = {"instance-id": lambda: self.instance.id, "status-code": lambda: self._status_code}
-        return ours[name]() if name in ours else plain(self, name, method)
-
     def tag_set(self):
         return [{"Key": k, "Value": v} for k, v in self.ec2_backend.tags.get(self.id, {}).items()]
 
-    monkeypatch.setattr(SpotInstanceRequest, "get_filter_value", get_filter_value)
+    let_spot_requests_be_filtered(monkeypatch)
     monkeypatch.setattr(SpotFleetRequest, "tag_set", property(tag_set))
     with mock_aws():
         yield World()
@@ -391,9 +338,9 @@ def test_an_instance_of_a_type_nobody_named_stops_nothing(world, told, units):
 
 
 def test_instances_of_others_are_not_seen(world):
-    world.ec2.run_instances(ImageId=world.image, MinCount=1, MaxCount=1)
+    world.ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)
     mine = [{"ResourceType": "instance", "Tags": [{"Key": STACK_TAG, "Value": "demo"}]}]
-    world.ec2.run_instances(ImageId=world.image, MinCount=1, MaxCount=1, TagSpecifications=mine)
+    world.ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1, TagSpecifications=mine)
 
     assert world.cloud.look(world.now).instances == ()
 
@@ -493,7 +440,7 @@ def test_what_is_at_risk_is_replaced_first_and_leaves_after(world):
 
 
 def test_a_recommendation_about_somebody_else_s_instance_tags_nothing(world):
-    [stranger] = world.ec2.run_instances(ImageId=world.image, MinCount=1, MaxCount=1)["Instances"]
+    [stranger] = world.ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1)["Instances"]
     said = sample("eventbridge-rebalance-recommendation").replace("i-0123456789abcdef0", stranger["InstanceId"])
 
     world.hear(said)

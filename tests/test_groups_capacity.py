@@ -9,14 +9,12 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 from lambdas_make import batch, metrics, notice, sample
 from moto import mock_aws
-from moto.ec2.models import ec2_backends
-from moto.ec2.models.spot_requests import SpotInstanceRequest
 from moto.ecs.models import ecs_backends
+from moto_account import ACCOUNT, IMAGE, REGION, SESSION, Account, let_spot_requests_be_filtered
 
 from capacity import groupcloud
 from capacity.account import STACK_TAG, CouldNotApply, CouldNotLook
@@ -24,8 +22,6 @@ from capacity.groups import Kind, decide
 from capacity.handler import run, wired
 from capacity.settings import BadSettings, GroupSettings
 
-REGION, ACCOUNT = "eu-west-1", "123456789012"
-SESSION = boto3.Session(region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")
 PICTURE, STEADY = "worker", "steady"
 ENVIRONMENT = {
     "PROFILE": "groups",
@@ -63,33 +59,13 @@ def test_a_profile_that_nobody_knows_is_named(told):
         wired(told, SESSION)
 
 
-class World:
+class World(Account):
     """Two groups as the template makes them, and the Lambda wired to them as it wires itself."""
 
     def __init__(self):
-        self.sqs, self.ec2, self.ecs = SESSION.client("sqs"), SESSION.client("ec2"), SESSION.client("ecs")
-        self.autoscaling = SESSION.client("autoscaling")
-        self.subnet = self.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
-        self.ecs.create_cluster(clusterName="spindrift")
-        self.ec2.create_launch_template(
-            LaunchTemplateName="worker", LaunchTemplateData={"ImageId": "ami-12c6146b", "InstanceType": "g5.xlarge"}
-        )
+        super().__init__()
         for name in ("spot", "on-demand"):
-            self.autoscaling.create_auto_scaling_group(
-                AutoScalingGroupName=name,
-                LaunchTemplate={"LaunchTemplateName": "worker"},
-                MinSize=0,
-                MaxSize=16,
-                DesiredCapacity=0,
-                VPCZoneIdentifier=self.subnet,
-                Tags=[{"Key": STACK_TAG, "Value": "demo", "PropagateAtLaunch": True}],
-            )
-        self.pools = SESSION.resource("dynamodb").create_table(
-            TableName="pools",
-            KeySchema=[{"AttributeName": "pool", "KeyType": "HASH"}],
-            AttributeDefinitions=[{"AttributeName": "pool", "AttributeType": "S"}],
-            BillingMode="PAY_PER_REQUEST",
-        )
+            self.make_group(name, most=16)
         self.queues = {name: self.sqs.create_queue(QueueName=name)["QueueUrl"] for name in (PICTURE, STEADY)}
         self.now = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=2)
         self.calls, self.executed, self.activities = Counter(), [], {"spot": [], "on-demand": []}
@@ -120,7 +96,7 @@ class World:
     def spot(self, count, kind="g5.xlarge"):
         """Spot instances of the group, not joined."""
         told = self.ec2.request_spot_instances(
-            InstanceCount=count, LaunchSpecification={"ImageId": "ami-12c6146b", "InstanceType": kind}
+            InstanceCount=count, LaunchSpecification={"ImageId": IMAGE, "InstanceType": kind}
         )["SpotInstanceRequests"]
         ids = [one["InstanceId"] for one in told]
         self.ec2.create_tags(Resources=ids, Tags=[{"Key": STACK_TAG, "Value": "demo"}])
@@ -131,17 +107,6 @@ class World:
         """On-Demand instances of the group, not joined."""
         self.autoscaling.set_desired_capacity(AutoScalingGroupName="on-demand", DesiredCapacity=count)
         return [one["InstanceId"] for one in self.group("on-demand")["Instances"]]
-
-    def join(self, instances, *, gpus=1, tasks=0):
-        """Register the instances in ECS; returns their ARNs."""
-        arns = []
-        for instance in instances:
-            joined = ecs_backends[ACCOUNT][REGION].register_container_instance("spindrift", instance)
-            told = {"name": "GPU", "type": "STRINGSET", "stringSetValue": [f"GPU-{n}" for n in range(gpus)]}
-            joined.registered_resources.append(told)
-            joined.running_tasks_count = tasks
-            arns.append(joined.container_instance_arn)
-        return arns
 
     def group(self, name):
         [group] = self.autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
@@ -155,20 +120,9 @@ class World:
     def members(self):
         return {one["InstanceId"] for name in ("spot", "on-demand") for one in self.group(name)["Instances"]}
 
-    def status(self):
-        """ECS's status of each EC2 instance."""
-        arns = self.ecs.list_container_instances(cluster="spindrift")["containerInstanceArns"]
-        found = self.ecs.describe_container_instances(cluster="spindrift", containerInstances=arns) if arns else {}
-        return {c["ec2InstanceId"]: c["status"] for c in found.get("containerInstances", [])}
-
     def work(self, jobs, queue=PICTURE):
         for n in range(jobs):
             self.sqs.send_message(QueueUrl=self.queues[queue], MessageBody=str(n))
-
-    def mark(self, instance):
-        """EC2 says that it is about to take an instance."""
-        requests = ec2_backends[ACCOUNT][REGION].spot_instance_requests.values()
-        next(r for r in requests if r.instance.id == instance)._status_code = "marked-for-termination"
 
     def price(self, spot_usd, pool="g5.xlarge/eu-west-1a"):
         told = {"spot_usd": Decimal(str(spot_usd)), "on_demand_usd": Decimal(1), "seen_at": int(self.now.timestamp())}
@@ -184,13 +138,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch):
-    plain = SpotInstanceRequest.get_filter_value
-
-    def get_filter_value(self, name, method=None):
-        ours = {"instance-id": lambda: self.instance.id, "status-code": lambda: self._status_code}
-        return ours[name]() if name in ours else plain(self, name, method)
-
-    monkeypatch.setattr(SpotInstanceRequest, "get_filter_value", get_filter_value)
+    let_spot_requests_be_filtered(monkeypatch)
     with mock_aws():
         yield World()
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from gpu_worker.carrier import Carrier
 from gpu_worker.cloud import Cloud, Refused
 from gpu_worker.host import Host, Protection
 from gpu_worker.lanes import Lanes
@@ -68,7 +69,8 @@ def idle_worker(folder, **told):
     lanes = Lanes([SimpleNamespace(kill=lambda: None)], None)
     clock.then[NOON + timedelta(minutes=2)] = lambda: host.stop(clock())
     settings = SimpleNamespace(stack="cell", queue="default")
-    worker = Worker(settings, cloud, host, lanes, None, Protection(None), "task", clock, start=lambda work: work())
+    carrier = Carrier(settings, cloud, host, lanes, None, "task", clock)
+    worker = Worker(settings, cloud, host, lanes, carrier, Protection(None), clock, start=lambda work: work())
     return clock, cloud, worker.run
 
 

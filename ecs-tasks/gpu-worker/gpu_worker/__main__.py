@@ -34,6 +34,7 @@ def main() -> int:
             return Processor(settings.processor, settings.options, settings.max_output_bytes)
 
         processors = [launch() for _ in range(settings.processors)]
+        from gpu_worker.carrier import Carrier  # noqa: PLC0415
         from gpu_worker.cloud import Cloud  # noqa: PLC0415 (boto3 loads while the processors' processes do)
         from gpu_worker.lanes import Lanes  # noqa: PLC0415
         from gpu_worker.pipeline import Worker  # noqa: PLC0415
@@ -49,7 +50,9 @@ def main() -> int:
     owner = task_arn(settings.ecs_metadata_uri)
     log("ready", owner=owner, queue=settings.queue, processor=settings.processor)
     with Scratch(settings.scratch_dir) as scratch:
-        Worker(settings, cloud, host, Lanes(processors, launch), scratch, protection, owner, _now).run()
+        lanes = Lanes(processors, launch)
+        carrier = Carrier(settings, cloud, host, lanes, scratch, owner, _now)
+        Worker(settings, cloud, host, lanes, carrier, protection, _now).run()
     if host.broken:
         return health.BROKEN
     while not host.stopped:  # on a doomed host a successor would fare no better: wait to be stopped

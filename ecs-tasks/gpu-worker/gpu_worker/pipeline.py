@@ -20,7 +20,7 @@ from gpu_worker import health
 from gpu_worker.carrier import AGAIN, Carrier
 from gpu_worker.checkpoint import stop_at, tell
 from gpu_worker.cloud import Cloud, CloudError, LostLease
-from gpu_worker.handover import LAST_CALL, give_back_at
+from gpu_worker.handover import LAST_CALL, Doom, give_back_at
 from gpu_worker.held import Held
 from gpu_worker.host import Host, Protection
 from gpu_worker.intake import NOW, free_in, to_take
@@ -29,7 +29,6 @@ from gpu_worker.lease import renew_at
 from gpu_worker.log import log
 from gpu_worker.metrics import embedded
 from gpu_worker.outbox import Outbox
-from gpu_worker.scratch import Scratch
 from gpu_worker.settings import Settings
 
 TICK = 0.05
@@ -56,9 +55,8 @@ class Worker:
         cloud: Cloud,
         host: Host,
         lanes: Lanes,
-        scratch: Scratch,
+        carrier: Carrier,
         protection: Protection,
-        owner: str,
         now: Callable[[], datetime],
         start: Callable[[Callable[[], None]], None] = in_a_thread,
     ) -> None:
@@ -69,7 +67,7 @@ class Worker:
         self._protection = protection
         self._now = now
         self._start = start
-        self._carrier = Carrier(settings, cloud, host, lanes, scratch, owner, now)
+        self._carrier = carrier
         self._outbox = Outbox(cloud)
         self._lock = Lock()
         self._hands: set[Held] = set()
@@ -129,8 +127,9 @@ class Worker:
         """Give back what must be, extend the leases of the rest; be protected while there is something to protect."""
         self._host.pulse()
         hands, now = [held for held in self._in_hand() if not held.gone], self._now()
+        doom = self._host.doom(now)
         try:
-            if leaving := [held for held in hands if self._must_go(held, now)]:
+            if leaving := [held for held in hands if self._must_go(held, doom, now)]:
                 self._give_back(leaving)
             if due := [held for held in hands if not held.gone and now >= held.renew_at]:
                 self._renew(due, now)
@@ -145,12 +144,12 @@ class Worker:
         elif self._idle or self._drained:
             self._protection.drop()  # so that ECS may stop this task, as it does the others of a draining host
 
-    def _must_go(self, held: Held, now: datetime) -> bool:
+    def _must_go(self, held: Held, doom: Doom | None, now: datetime) -> bool:
         if held.began is None and (self._drained or (held.waits and now - held.waits > PATIENCE)):
             return True
-        doom, size = self._host.doom(now), held.lease.job.size if held.lease else 0
         if doom is None:
             return False
+        size = held.lease.job.size if held.lease else 0
         if held.deadline_file and not held.deadline_file.exists():
             tell(held.deadline_file, doom)
         at = give_back_at(doom, held.began, self._carrier.pace.eta(size))
