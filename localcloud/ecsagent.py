@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from localcloud import signed, substrate
+from localcloud import launchtimes, signed, substrate
 from localcloud.ecs_shapes import Document, short
 from localcloud.host import Host
 from localcloud.image import REGISTRY, Image, Images, NoSuchImage
@@ -37,15 +37,13 @@ if TYPE_CHECKING:
     from localcloud.ecs import Ecs
 
 AGENT_VERSION = "1.99.0"
-BOOT_SECONDS = 3.0
-"""AWS's time for the agent to come up."""
 RETRY_SECONDS = 5.0
 """Before the agent asks again after a refusal; not scaled."""
 LOGS_SECONDS = 5.0
 WARM_POOL_SECONDS = 60.0
 """Between two looks of the agent at the state that its group wants (amazon-ecs-agent, asgLifecyclePollWait)."""
-PULL_SECONDS = 20.0
-"""AWS's time to pull an image that the instance does not have yet."""
+SIZE = launchtimes.BUILT_IN
+"""Of every image here: the worker's own, which is what the laptop runs. One with CUDA takes minutes more to pull."""
 PULL_ACTIONS = (
     "ecr:GetAuthorizationToken",
     "ecr:BatchCheckLayerAvailability",
@@ -70,6 +68,10 @@ class EcsAgent:
         self.tasks: dict[str, TaskProcess] = {}
         self._sessions: dict[str, tuple[str, dict[str, str]]] = {}
         self._complained: set[str] = set()
+        self._read: set[str] = set()
+        """Images of which something has run since power on: what a worker reads of them is in memory."""
+        self._pulls: dict[str, dict[str, float]] = {}
+        """By task: when its pulls began and ended, as ECS is told with the task's state."""
         self._stopped = threading.Event()
         # Bound but not listening: the address is known and refuses until the instance is registered.
         self._server = _Server(self)
@@ -116,7 +118,7 @@ class EcsAgent:
     # Life
 
     def _live(self) -> None:
-        if self._stopped.wait(self.world.scaled(BOOT_SECONDS)) or not self._goes_into_service():
+        if self._stopped.wait(self.world.scaled(launchtimes.REGISTER)) or not self._goes_into_service():
             return
         answer = self._insist("RegisterContainerInstance", self._registration())
         if answer is None:
@@ -199,7 +201,8 @@ class EcsAgent:
 
     def tell(self, process: TaskProcess, status: str, **detail: object) -> None:
         """Tell ECS what became of a task."""
-        change = {"cluster": self.cluster, "task": process.arn, "status": status, **detail}
+        pull = self._pulls.pop(process.arn, {})
+        change = {"cluster": self.cluster, "task": process.arn, "status": status, **pull, **detail}
         self._insist("SubmitTaskStateChange", change)
 
     def tell_health(self, process: TaskProcess, container: str, status: str) -> None:
@@ -215,15 +218,27 @@ class EcsAgent:
         self._sessions.pop(process.arn, None)
 
     def pull(self, process: TaskProcess, name: str) -> Image:
-        """The image, pulled unless this instance has it already. Raises CannotStart."""
+        """The image, pulled unless this instance has it already. Raises CannotStart.
+
+        One that came with the AMI is asked for as well, and its first worker reads it from the snapshot.
+        """
+        began = time.time()
         try:
             image = self.images.pull(name)
         except NoSuchImage as error:
             raise CannotStart(f"CannotPullContainerError: {name}: not found") from error
         if name not in self.host.images:
-            process.wait(self.world.scaled(PULL_SECONDS))
+            process.wait(self.world.scaled(launchtimes.pulling(SIZE)))
             self._fetch(process, name)
             self.host.images.add(name)
+            self._read.add(name)
+        else:
+            process.wait(self.world.scaled(launchtimes.ASK))
+        pulls = self._pulls.setdefault(process.arn, {"pullStartedAt": began})
+        pulls["pullStoppedAt"] = time.time()
+        if name not in self._read:
+            process.wait(self.world.scaled(launchtimes.reading(SIZE)))
+            self._read.add(name)
         return image
 
     def _fetch(self, process: TaskProcess, name: str) -> None:

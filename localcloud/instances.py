@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from localcloud import catalog
+from localcloud import catalog, launchtimes
 from localcloud.herald import Herald
 from localcloud.launch import Blueprint, Subnet
 from localcloud.market import ON_DEMAND, SPOT, Market, Pool
 from localcloud.world import ACCOUNT, REGION, World
 
 NOTICE_SECONDS = 120.0
-PENDING_SECONDS = 10.0
 SHUTTING_DOWN_SECONDS = 8.0
 STOPPING_SECONDS = 20.0
 VISIBLE_SECONDS = 3600.0
@@ -167,7 +166,7 @@ class Instances:
             owner=owner,
             price=self.market.price(pool, lifecycle),
             launched=now,
-            due=now + self._spread(PENDING_SECONDS, 0.3),
+            due=now + self._spread(launchtimes.PENDING, 0.3),
             ip=f"10.0.{self._launched // 250 % 250}.{self._launched % 250 + 4}",
             tags={
                 **blueprint.tags,
@@ -284,7 +283,7 @@ class Instances:
         if not self.market.take(instance.pool, instance.lifecycle):
             raise NoCapacity(f"There is no {instance.lifecycle} capacity for {instance.pool}")
         instance.state = "pending"
-        instance.due = now + self._spread(PENDING_SECONDS, 0.3)
+        instance.due = now + self._spread(launchtimes.PENDING, 0.3)
         instance.price = self.market.price(instance.pool, instance.lifecycle)
         self._keep(instance)
         self.world.note("instance started", instance.id, price=instance.price)

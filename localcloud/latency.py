@@ -1,4 +1,7 @@
-"""How fast the product reacts, at real time: upload to launch call from an idle system, and notice to DRAINING."""
+"""How fast the product reacts, at real time: upload to launch call from an idle system, and notice to DRAINING.
+
+Beside that, what a launch is made of, by the moments that EC2 and ECS tell: the same can be asked of AWS.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -72,9 +77,14 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
         s3.put_object(Bucket=outputs["UploadsBucket"], Key=f"backlog/{number}", Body=b"x")
     dice = random.Random(options.seed)  # noqa: S311
     struck = frozenset[str]()
+    parts: dict[str, float] = {}
     for _ in range(options.rounds):
         fleet = _until(console, "a whole new fleet", window, _whole_without(struck))
         struck = frozenset(fleet.pools)
+        deadline = time.monotonic() + 60
+        while not parts and time.monotonic() < deadline:  # what has joined does not work yet
+            time.sleep(1)
+            parts = launch_seconds(cloud.client, outputs["ClusterName"])
         for instance in sorted(struck):
             cloud.remote.do("market/reclaim", instance=instance)
             time.sleep(dice.uniform(0.5, 3.5))
@@ -84,10 +94,39 @@ def _measure(cloud: Laptop, options: argparse.Namespace, console: Console) -> di
     return {
         "upload_to_launch_seconds": spread(launches),
         "notice_to_draining_seconds": spread(reactions),
+        "launch_seconds": parts,
         "launches": len(launches),
         "notices": sum(entry["what"] == "notice" for entry in diary),
         "drained": len(reactions),
     }
+
+
+def launch_seconds(client: Callable[[str], Any], cluster: str) -> dict[str, float]:
+    """The parts of the launches that the running tasks are on, in the order in which they happen; of each the median.
+
+    Right while each instance has its first task; EC2 tells launches to the second.
+    """
+    ecs, ec2 = client("ecs"), client("ec2")
+    arns = [arn for page in ecs.get_paginator("list_tasks").paginate(cluster=cluster) for arn in page["taskArns"]]
+    tasks = ecs.describe_tasks(cluster=cluster, tasks=arns[:100])["tasks"] if arns else []
+    tasks = [task for task in tasks if "startedAt" in task]
+    if not tasks:
+        return {}
+    hosts = {task["containerInstanceArn"] for task in tasks}
+    told = ecs.describe_container_instances(cluster=cluster, containerInstances=sorted(hosts))["containerInstances"]
+    joined = {each["containerInstanceArn"]: (each["ec2InstanceId"], each["registeredAt"]) for each in told}
+    answer = ec2.describe_instances(InstanceIds=[each["ec2InstanceId"] for each in told])
+    launched = {
+        each["InstanceId"]: each["LaunchTime"] for group in answer["Reservations"] for each in group["Instances"]
+    }
+    moments = []
+    for task in tasks:
+        instance, registered = joined[task["containerInstanceArn"]]
+        pull = (task["pullStartedAt"], task["pullStoppedAt"])
+        moments.append((launched[instance], registered, *pull, task["startedAt"]))
+    spans = [[(later - earlier).total_seconds() for earlier, later in pairwise(each)] for each in moments]
+    names = ("launched_to_joined", "joined_to_pull", "pull", "start")
+    return {name: round(median(part), 1) for name, part in zip(names, zip(*spans, strict=True), strict=True)}
 
 
 def _whole_without(struck: frozenset[str]) -> Callable[[Scene], bool]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localcloud import containers, ecshealth, engine, sharedfiles
+from localcloud import containers, ecshealth, engine, launchtimes, sharedfiles
 from localcloud.containers import Container, Mount, Order
 from localcloud.ecs_shapes import Document, short
 from localcloud.ecshealth import Health, HealthCheck
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 3.0
-"""AWS's time to create and start the containers."""
 STOP_TIMEOUT_SECONDS = 30.0
 """Between SIGTERM and SIGKILL when the container does not say. Not scaled: it is the product's own wait."""
 
@@ -122,7 +120,7 @@ class TaskProcess:
         agent, images = self._agent, {}
         for name, definition in self._definitions.items():
             images[name] = agent.pull(self, definition["image"])
-        if self._halted.wait(agent.world.scaled(START_SECONDS)):
+        if self._halted.wait(agent.world.scaled(launchtimes.CONTAINER)):
             return
         agent.prove_role(self)
         self._mount_shared()
@@ -204,6 +202,8 @@ class TaskProcess:
             "ECS_AGENT_URI": f"{agent.uri}/api/{self.endpoint_id(name)}",
             "NVIDIA_VISIBLE_DEVICES": ",".join(gpus) or "void",
         }
+        if speed := agent.world.speeds.get(agent.host.instance_type):
+            given["LOCALCLOUD_SPEED"] = str(speed)
         if "taskRoleArn" in self.definition:
             given["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"{agent.uri}/v2/credentials/{agent.credentials_id(self)}"
         return given

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import click
 
+from localcloud.launchtimes import KINDS, Kind, Launch
 from replay import table
 from replay.bounds import NoPlan
 from replay.files import Availability, BadInput, lowest, read_availability, read_load, read_prices
@@ -26,6 +28,8 @@ FLOOR = 0.3
 """The lowest price of p2 and p3 Spot was so much of On-Demand for years: what a file of prices says of On-Demand."""
 DEPTH = 8
 """Of a zone in a generated market."""
+DELAY = 180.0
+"""Seconds from a launch to the first job when nobody says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,9 @@ class Asked:
     zones: str | None
     depth: int | None
     units: int
-    launch_delay: float
-    spot_delay: float
+    launch: str | None
+    launch_delay: float | None
+    spot_delay: float | None
     notice: float
     load: Path | None
     job_seconds: float
@@ -79,9 +84,12 @@ class Asked:
 )
 @click.option("--max-wait", type=click.FloatRange(0, min_open=True), help="Jobs are to be done so many seconds later.")
 @click.option(
-    "--launch-delay", type=click.FloatRange(0), default=180.0, show_default=True, help="Until On-Demand is ready."
+    "--launch",
+    metavar="KIND|SECONDS[+SECONDS]",
+    help=f"How instances start: {', '.join(KINDS)}; or seconds until they are ready, or until they join and after.",
 )
-@click.option("--spot-delay", type=click.FloatRange(0), default=180.0, show_default=True, help="Until Spot is ready.")
+@click.option("--launch-delay", type=click.FloatRange(0), help="Until On-Demand is ready.  [default: 180]")
+@click.option("--spot-delay", type=click.FloatRange(0), help="Until Spot is ready.  [default: 180]")
 @click.option("--notice", type=click.FloatRange(0), default=120.0, show_default=True, help="From a notice to the end.")
 @click.option("--policy", multiple=True, help=f"Repeat it for more: {', '.join(POLICIES)}.  [default: all]")
 @click.option(
@@ -130,7 +138,9 @@ def run(asked: Asked) -> str:
             raise BadInput(f"--html {asked.html}: cannot be written: {error.strerror}") from error
     results = [each.result for each in answers]
     if asked.json:
-        return json.dumps([result.plain(load=question.load is not None) for result in results], indent=2)
+        kind = KINDS.get(asked.launch or "")
+        parts = {"launch": asdict(kind)} if kind else {}
+        return json.dumps([result.plain(load=question.load is not None) | parts for result in results], indent=2)
     written = ["", str(asked.html)] if asked.html else []
     return "\n".join([told, "", table.text(results), *written])
 
@@ -158,7 +168,7 @@ def _question(asked: Asked) -> Question:
     load = read_load(asked.load, asked.job_seconds, available.start) if asked.load else None
     return Question(
         market=market,
-        delays=Delays(spot=asked.spot_delay, on_demand=asked.launch_delay, notice=asked.notice),
+        delays=_delays(asked),
         units=asked.units,
         shipped=as_set(
             settings,
@@ -171,6 +181,43 @@ def _question(asked: Asked) -> Question:
         load=tuple(load) if load is not None else None,
         jobs_per_unit=jobs_per_unit,
         max_wait=asked.max_wait,
+    )
+
+
+def delays_of(kind: Kind, notice: float) -> Delays:
+    """The delays of a launch of which the parts are known."""
+    return Delays(
+        spot=kind.spot.seconds,
+        on_demand=kind.on_demand.seconds,
+        notice=notice,
+        spot_starting=kind.spot.seconds - kind.spot.joins,
+        on_demand_starting=kind.on_demand.seconds - kind.on_demand.joins,
+    )
+
+
+def _delays(asked: Asked) -> Delays:
+    if asked.launch is None:
+        spot, on_demand = (DELAY if delay is None else delay for delay in (asked.spot_delay, asked.launch_delay))
+        return Delays(spot=spot, on_demand=on_demand, notice=asked.notice)
+    if asked.launch_delay is not None or asked.spot_delay is not None:
+        raise BadInput("--launch: not with --launch-delay or --spot-delay; it says both")
+    if kind := KINDS.get(asked.launch):
+        return delays_of(kind, asked.notice)
+    joins, _, starting = asked.launch.partition("+")
+    try:
+        spans = float(joins), float(starting or 0)
+    except ValueError:
+        spans = (-1, -1)
+    if not all(0 <= span < inf for span in spans):
+        raise BadInput(
+            f"--launch {asked.launch}: neither {', '.join(KINDS)} nor seconds from 0, or two of them as 70+118"
+        )
+    return Delays(
+        spot=sum(spans),
+        on_demand=sum(spans),
+        notice=asked.notice,
+        spot_starting=spans[1],
+        on_demand_starting=spans[1],
     )
 
 
@@ -206,8 +253,17 @@ def _told(asked: Asked, question: Question) -> str:
         if asked.prices
         else f"On-Demand at {asked.od_ratio or 3:g} times the price of Spot"
     )
-    delays = question.delays
+    delays, kind = question.delays, KINDS.get(asked.launch or "")
     return (
         f"{source}: {len(market.zones)} zones, {market.end / 86_400:.1f} days; {need}; {price}; "
-        f"Spot is ready after {delays.spot:g} s, On-Demand after {delays.on_demand:g} s, notice {delays.notice:g} s."
+        f"Spot is ready after {_after(delays.spot, delays.spot_starting, kind.spot if kind else None)}, "
+        f"On-Demand after {_after(delays.on_demand, delays.on_demand_starting, kind.on_demand if kind else None)}, "
+        f"notice {delays.notice:g} s."
     )
+
+
+def _after(seconds: float, starting: float, launch: Launch | None) -> str:
+    """A delay, with its parts if they are known."""
+    if launch is None:
+        return f"{seconds:g} s" + (f" (joined after {seconds - starting:g})" if starting else "")
+    return f"{seconds:.0f} s ({', '.join(f'{name} {part:.0f}' for name, part in asdict(launch).items())})"

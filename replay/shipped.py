@@ -133,7 +133,7 @@ class Shipped:
                     draining=machine.leaving,
                     tasks=int(machine.worker),
                     units=1,
-                    since=_moment(machine.ready),
+                    since=_moment(machine.joins),
                 )
                 if machine.up
                 else None,
@@ -164,8 +164,8 @@ class Shipped:
         ages = [
             moment + span
             for machine in (*world.spot, *world.on_demand)
-            if machine.ready + self._longest > world.now
-            for moment, span in ((machine.ready, self._settle), *((machine.launched, span) for span in self._spans))
+            if machine.joins + self._longest > world.now
+            for moment, span in ((machine.joins, self._settle), *((machine.launched, span) for span in self._spans))
         ]
         marks = [(notes.short_since, policy.patience), (notes.ample_since, policy.linger)]
         marks += [(wave.at, QUIET) for wave in notes.waves]

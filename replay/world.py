@@ -25,28 +25,38 @@ FREE = 3600.0
 LAST_CALL = 20.0
 """A worker under notice finishes a job only if so much of the notice is left then."""
 
-ENDED, JOB_DONE, READY, AVAILABLE, ARRIVED, WAKE = range(6)
+ENDED, JOB_DONE, JOINED, READY, AVAILABLE, ARRIVED, WAKE = range(7)
 """What happens, in the order in which it does when it is at the same moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delays:
-    """Seconds from a launch to the first work, and from a notice to the end."""
+    """Seconds from a launch to the first work, and from a notice to the end.
+
+    The last so many of a launch begin when the instance, having joined, has its first task: the image is pulled for it.
+    """
 
     spot: float
     on_demand: float
     notice: float
+    spot_starting: float = 0.0
+    on_demand_starting: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class Machine:
-    """One instance of one unit. `worker`: a task runs on it, with a job at hand or without."""
+    """One instance of one unit. `up`: it has joined; `pulls`: it had a task, and so `started`: tasks work, some seconds
+    later. `worker`: it has a task, which may still be starting, with a job at hand or without.
+    """
 
     number: int
     zone: int
     launched: float
-    ready: float
+    joins: float
+    starting: float
     up: bool = False
+    pulls: bool = False
+    started: bool = False
     noticed: bool = False
     ends: float = inf
     draining: bool = False
@@ -156,8 +166,8 @@ class World:
         return len(self._holder)
 
     def ready(self) -> int:
-        """Spot that has joined and is not under notice."""
-        return sum(machine.up and not machine.noticed for machine in self.spot)
+        """Spot that works and is not under notice."""
+        return sum(machine.started and not machine.noticed for machine in self.spot)
 
     def ask_spot(self, target: int, caps: Sequence[int] | None = None) -> None:
         """Set the fleet's target. What it holds beyond stays (ExcessCapacityTerminationPolicy noTermination)."""
@@ -169,7 +179,7 @@ class World:
     def buy(self, units: int) -> None:
         """Launch On-Demand."""
         for _ in range(units):
-            self.on_demand[self._launch(ON_DEMAND, self._delays.on_demand)] = None
+            self.on_demand[self._launch(ON_DEMAND, self._delays.on_demand, self._delays.on_demand_starting)] = None
 
     def terminate(self, machine: Machine) -> None:
         """End an instance; a job that it has at hand is given back."""
@@ -177,6 +187,7 @@ class World:
 
     def drain(self, machine: Machine) -> None:
         """Let a machine finish the job at hand and take no other."""
+        self._replace_worker(machine)
         machine.draining = True
         self._changed(machine)
         self._stop_feeding(machine)
@@ -187,10 +198,11 @@ class World:
 
     def reactivate(self, machine: Machine) -> None:
         """Take back what was drained."""
-        machine.draining = False
+        was_leaving, machine.draining = machine.leaving, False
+        self._workers += machine.worker and was_leaving and not machine.leaving
         self._changed(machine)
         if machine.up and not machine.noticed:
-            self._serve(machine, on=True)
+            self._serve(machine, on=machine.started)
             if not machine.worker:
                 self._free[machine] = None
 
@@ -227,8 +239,10 @@ class World:
         elif isinstance(what, Machine) and (what in self.spot or what in self.on_demand):
             if kind == ENDED:
                 self._end(what)
-            elif kind == READY:
+            elif kind == JOINED:
                 self._join(what)
+            elif kind == READY:
+                self._start(what)
 
     def _pass_time(self, until: float) -> None:
         span = until - self.now
@@ -252,6 +266,7 @@ class World:
                 self._notice(machine)
 
     def _notice(self, machine: Machine) -> None:
+        self._replace_worker(machine)
         machine.noticed = True
         machine.ends = self.now + self._delays.notice
         self.held[machine.zone] -= 1
@@ -289,16 +304,18 @@ class World:
                 return
             zone = min(room, key=lambda zone: (self.held[zone], prices[zone], zone))
             self.held[zone] += 1
-            self.spot[self._launch(zone, self._delays.spot)] = None
+            self.spot[self._launch(zone, self._delays.spot, self._delays.spot_starting)] = None
 
-    def _launch(self, zone: int, delay: float) -> Machine:
+    def _launch(self, zone: int, delay: float, starting: float) -> Machine:
         """Launch one instance. Endless work has begun before the trace: what is launched at its start is ready then."""
-        ready = self.now if self.now == 0 and self.work.endless else self.now + delay
-        machine = Machine(next(self._numbers), zone, ready - delay, ready)
+        there = self.now == 0 and self.work.endless
+        launched = self.now - delay if there else self.now
+        joins = launched + delay - starting
+        machine = Machine(next(self._numbers), zone, launched, joins, 0.0 if there else starting)
         self.bill.launches += 1
         self._changed(machine)
-        if ready > self.now:
-            self._at(ready, READY, machine)
+        if machine.joins > self.now:
+            self._at(machine.joins, JOINED, machine)
         else:
             self._join(machine)
         return machine
@@ -306,9 +323,19 @@ class World:
     def _join(self, machine: Machine) -> None:
         machine.up = True
         self._changed(machine)
-        self._serve(machine, on=True)
+        if not machine.starting:
+            machine.started = True
+            self._serve(machine, on=True)
         if not machine.leaving:
             self._free[machine] = None
+
+    def _start(self, machine: Machine) -> None:
+        """Its image is there. The task that it was pulled for has been stopped by ECS if the instance leaves."""
+        machine.started = True
+        if not machine.leaving:
+            self._serve(machine, on=True)
+        if machine.worker:
+            self._idle[machine] = None
 
     def _end(self, machine: Machine) -> None:
         self._stop_feeding(machine)
@@ -345,7 +372,11 @@ class World:
             del self._free[machine]
             machine.worker = True
             self._workers += 1
-            self._idle[machine] = None
+            if machine.started:
+                self._idle[machine] = None
+            elif not machine.pulls:
+                machine.pulls = True
+                self._at(self.now + machine.starting, READY, machine)
             self._changed(machine)
         while self._idle and self._workers > wanted:
             machine = next(reversed(self._idle))
@@ -380,14 +411,18 @@ class World:
     def _stop_feeding(self, machine: Machine) -> None:
         """Take it off the lists of those that may get work."""
         self._free.pop(machine, None)
-        if machine in self._idle:
-            del self._idle[machine]
+        if machine in self._idle or not machine.started:
+            self._idle.pop(machine, None)
             self._stop_worker(machine)
+
+    def _replace_worker(self, machine: Machine) -> None:
+        """It is to leave: ECS starts another task in the place of its own, which ends its job."""
+        self._workers -= machine.worker and not machine.leaving
 
     def _stop_worker(self, machine: Machine) -> None:
         if machine.worker:
             machine.worker = False
-            self._workers -= 1
+            self._workers -= not machine.leaving
             self._changed(machine)
 
     def _serve(self, machine: Machine, *, on: bool) -> None:

@@ -110,6 +110,40 @@ def test_the_urgency_of_the_shipped_policy_can_be_chosen(files):
     assert replayed(*words)["shipped"]["short_share"] < results["shipped"]["short_share"]
 
 
+def test_a_launch_by_its_name_sets_both_delays_and_tells_their_parts(files, tmp_path):
+    words = ("--availability", "trace.csv", "--units", "2", "--policy", "reactive", "--launch", "warm")
+    parts = ("pending 17, boot 40, register 8, pull 2, start 56", "pending 17, boot 25, register 8, pull 2, start 24")
+    told = f"Spot is ready after 123 s ({parts[0]}), On-Demand after 76 s ({parts[1]}), notice 120 s."
+
+    written = replay(*words, "--html", "report.html").stdout
+    result = replayed(*words)["reactive"]
+
+    assert told in written
+    assert told in (tmp_path / "report.html").read_text("utf-8")
+    assert list(result) == [*KEYS, "launch"]
+    assert result["launch"]["on_demand"] == {"pending": 17, "boot": 25, "register": 8, "pull": 2, "start": 24}
+    assert sum(result["launch"]["spot"].values()) == 123
+    by_hand = replayed(*words[:-2], "--spot-delay", "123", "--launch-delay", "76")["reactive"]
+    assert by_hand["short_share"] == result["short_share"] < replayed(*words[:-2])["reactive"]["short_share"]
+
+
+def test_a_launch_in_seconds_is_both_delays_at_once(files):
+    words = ("--availability", "trace.csv", "--units", "2", "--policy", "shipped")
+
+    assert replayed(*words, "--launch", "300") == replayed(*words, "--spot-delay", "300", "--launch-delay", "300")
+    assert replayed(*words, "--launch", "180") == replayed(*words)
+    assert "Spot is ready after 188 s (joined after 70), On-Demand" in replay(*words, "--launch", "70+118").stdout
+
+
+def test_what_has_joined_does_not_work_yet_for_the_shipped_policy(files):
+    words = ("--days", "2", "--policy", "shipped", "--launch")
+
+    stock, parts, whole = (replayed(*words, launch)["shipped"] for launch in ("stock", "70+118", "188"))
+    assert stock.pop("launch")
+    assert stock["short_share"] > whole["short_share"] > 0
+    assert stock == parts
+
+
 def test_depth_turns_a_file_of_ones_into_counts(files):
     results = replayed("--availability", "ones.csv", "--depth", "4", "--units", "8", "--policy", "spot-fleet")
 
@@ -175,6 +209,14 @@ def test_the_report_stands_alone_and_its_plots_are_well_formed(files, tmp_path):
         (("--availability", TRACE, "--prices", "t_s,a,b\n"), "no prices, only a header"),
         (("--availability", TRACE, "--prices", PRICES, "--od-ratio", "3"), "--od-ratio: not with --prices"),
         (("--availability", TRACE, "--od-price", "3"), "--od-price: only with --prices"),
+        (("--launch", "hot"), "--launch hot: neither stock, baked, warm nor seconds from 0"),
+        (("--launch", "-3"), "--launch -3: neither"),
+        (("--launch", "nan"), "--launch nan: neither"),
+        (("--launch", "inf"), "--launch inf: neither"),
+        (("--launch", "70+118+9"), "--launch 70+118+9: neither"),
+        (("--launch", "70+-1"), "--launch 70+-1: neither"),
+        (("--launch", "stock", "--launch-delay", "0"), "--launch: not with --launch-delay"),
+        (("--launch", "stock", "--spot-delay", "0"), "--launch: not with --launch-delay or --spot-delay; it says both"),
         (
             ("--availability", TRACE, "--policy", "reactiv"),
             "--policy reactiv: there is no such policy; did you mean reactive?",

@@ -80,7 +80,7 @@ def test_without_a_hook_an_instance_is_stopped_as_soon_as_it_runs(cloud):
     """Nobody waits for user data: what it had not done by then is never done."""
     group(cloud, hook=False)
 
-    cloud.world.advance(20)
+    cloud.world.advance(30)
 
     assert sorted(cloud.inside.halted) == sorted(pool(cloud))
 
@@ -183,7 +183,7 @@ def test_a_group_that_is_deleted_takes_its_pool_along(cloud):
 def test_a_hook_that_is_completed_waits_no_longer(cloud, result, state):
     group(cloud, warm=0)
     want(cloud, 1)
-    cloud.world.advance(20)
+    cloud.world.advance(30)
     (held,) = service(cloud)
     assert service(cloud) == {held: "Pending:Wait"}
 
