@@ -26,6 +26,8 @@ DOCUMENTED = {
 NEVER = {
     # Only with an UpdatePolicy of AutoScalingReplacingUpdate, which we do not have.
     "AWS::AutoScaling::AutoScalingGroup": "conditionalCreateOnlyProperties",
+    # Only where ReplaceComputeEnvironment is not false, which a rule of ours asks for.
+    "AWS::Batch::ComputeEnvironment": "conditionalCreateOnlyProperties",
 }
 OWN_PARTS = {
     # A new version for every change of what is launched.

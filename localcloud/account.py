@@ -15,6 +15,8 @@ from localcloud.world import ACCOUNT, REGION
 
 LINKED_ROLES: Mapping[str, str] = {
     "autoscaling.amazonaws.com": "AWSServiceRoleForAutoScaling",
+    "batch.amazonaws.com": "AWSServiceRoleForBatch",
+    "imagebuilder.amazonaws.com": "AWSServiceRoleForImageBuilder",
     "ecs.amazonaws.com": "AWSServiceRoleForECS",
     "spot.amazonaws.com": "AWSServiceRoleForEC2Spot",
     "spotfleet.amazonaws.com": "AWSServiceRoleForEC2SpotFleet",

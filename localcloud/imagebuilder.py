@@ -1,15 +1,15 @@
 """EC2 Image Builder: CloudFormation's types, and builds that take AWS's time and leave an image.
 
 The scripts of the components are not run here (tests/test_components.py runs them). A build resolves its base image,
-pulls what the components pull, asks IAM what the roles may do, registers the image, writes its parameter, and lets the
-lifecycle policies remove old ones.
+looks for what the components fetch and pull, asks IAM what the roles may do, registers the image, writes its parameter,
+and lets the lifecycle policies remove old ones.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from localcloud import substrate
+from localcloud.ecsagent import PULL_ACTIONS
 from localcloud.formation import NotPlayed, Resource
-from localcloud.image import Images, NoSuchImage
+from localcloud.image import REGISTRY, Images, NoSuchImage
 from localcloud.inputs import valid_input
 from localcloud.launch import Surveyor
 from localcloud.offerings import Amis
@@ -34,6 +35,9 @@ WORKFLOWS = {"BUILDING": ("BUILD", 14), "TESTING": ("TEST", 9), "DISTRIBUTING": 
 ENDED = ("AVAILABLE", "FAILED", "CANCELLED", "DELETED")
 PULLED = re.compile(r"^\s*image='([^']+)'$(?=.*^\s*docker pull)", re.MULTILINE | re.DOTALL)
 """What a component's script pulls into the image."""
+BUCKET = re.compile(r"https://s3\.[^/]+/([^/]+)/\$1")
+FETCHED = re.compile(r"^\s*(?:fetch|place \S+ \S+) ([^\s\"$]+)", re.MULTILINE)
+"""Of what bucket, and what of it, a component's script fetches."""
 PREFIX = f"arn:aws:imagebuilder:{REGION}:{ACCOUNT}"
 
 
@@ -92,6 +96,16 @@ class ImageBuilder(Service):
         threading.Thread(target=self._bake, args=(build,), name=build.arn, daemon=True).start()
         return {"clientToken": call.params["clientToken"], "imageBuildVersionArn": build.arn}
 
+    @plays("imageBuildVersionArn", "clientToken")
+    def cancel_image_creation(self, call: Call) -> Mapping[str, Any]:
+        """End a build."""
+        with self.world.lock:
+            build = self._build(call.params["imageBuildVersionArn"])
+            if build.status in ENDED:
+                raise Fault("InvalidRequestException", f"The image is {build.status} and cannot be cancelled.")
+            build.stages["CANCELLED"] = self.world.now()
+        return {"clientToken": call.params["clientToken"], "imageBuildVersionArn": build.arn}
+
     @plays("imageBuildVersionArn")
     def get_image(self, call: Call) -> Mapping[str, Any]:
         """An image, or the build that is to become one."""
@@ -143,12 +157,15 @@ class ImageBuilder(Service):
         try:
             for stage, seconds in STAGES:
                 with self.world.lock:
+                    if build.status in ENDED:
+                        return
                     build.stages[stage] = self.world.now()
                 if stage == "BUILDING":
                     self._prepare(build)
                 if self._closing.wait(self.world.scaled(seconds)):
                     return
-            self._finish(build)
+            if build.status not in ENDED:
+                self._finish(build)
         except (CannotBuild, Fault) as error:
             with self.world.lock:
                 build.reason = str(error)
@@ -162,6 +179,12 @@ class ImageBuilder(Service):
         if parent.startswith("ssm:"):
             _parameter(parent.removeprefix("ssm:"))
         self._surveyor.subnets([machine["subnetId"]])
+        role = _role(machine["instanceProfileName"])
+        for action, resource in self._asks(build):
+            if not substrate.role_may(role, "build", action, resource):
+                raise CannotBuild(f"{role} is not authorized to perform {action} on {resource}")
+            if action == "s3:GetObject":
+                _must_be_there(*resource.removeprefix("arn:aws:s3:::").split("/", 1))
         for name in sorted(pulls):
             try:
                 self._images.pull(name)
@@ -206,9 +229,22 @@ class ImageBuilder(Service):
                         self._amis.deregister(old.ami)
                         del self.builds[old.arn]
 
+    def _scripts(self, build: Build) -> list[str]:
+        return [self.kept[one["componentArn"]]["data"] for one in self.kept[build.recipe]["components"]]
+
     def _pulls(self, build: Build) -> set[str]:
-        scripts = [self.kept[one["componentArn"]]["data"] for one in self.kept[build.recipe]["components"]]
-        return {name for script in scripts for name in PULLED.findall(script)}
+        return {name for script in self._scripts(build) for name in PULLED.findall(script)}
+
+    def _asks(self, build: Build) -> Iterator[tuple[str, str]]:
+        """Action and resource of what the scripts do with the role of the instance."""
+        for script in self._scripts(build):
+            for bucket in BUCKET.findall(script):
+                yield from (("s3:GetObject", f"arn:aws:s3:::{bucket}/{key}") for key in FETCHED.findall(script))
+        for name in self._pulls(build):
+            registry, _, image = name.partition("/")
+            if registry == REGISTRY:
+                repository = f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/{image.partition(':')[0]}"
+                yield from ((one, "*" if one == "ecr:GetAuthorizationToken" else repository) for one in PULL_ACTIONS)
 
     # What is shown
 
@@ -254,6 +290,22 @@ class ImageBuilder(Service):
             "startTime": began.isoformat(),
             **({"endTime": build.stages[later[0]].isoformat()} if later else {}),
         }
+
+
+def _role(profile: str) -> str:
+    """Of an instance profile. Raises CannotBuild."""
+    try:
+        found = substrate.operator("iam").get_instance_profile(InstanceProfileName=profile)
+    except ClientError as error:
+        raise CannotBuild(f"instance profile {profile}: {error}") from error
+    return str(found["InstanceProfile"]["Roles"][0]["Arn"])
+
+
+def _must_be_there(bucket: str, key: str) -> None:
+    try:
+        substrate.operator("s3").head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        raise CannotBuild(f"https://s3/{bucket}/{key}: The requested URL returned error: 404") from error
 
 
 def _parameter(name: str) -> str:

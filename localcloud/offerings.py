@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from moto.ssm.utils import convert_to_params
-from moto.utilities.utils import load_resource
-
-from localcloud import catalog, listing
+from localcloud import catalog, listing, published
 from localcloud.requirements import satisfying
 from localcloud.wire import Call, Fault, plays
 from localcloud.world import ACCOUNT, REGION, ZONES, World
@@ -98,7 +92,7 @@ class OfferingCalls:
         shown, more = listing.page(names, call.params, 1000)
         return {"InstanceTypes": [{"InstanceType": name} for name in shown], **more}
 
-    @plays("ImageIds", "Owners")
+    @plays("ImageIds", "Owners", "Filters", "MaxResults", "NextToken")
     def describe_images(self, call: Call) -> Mapping[str, Any]:
         """The images behind the ECS parameters of SSM, and the account's own."""
         owners = call.params.get("Owners", ["amazon", "self"])
@@ -110,7 +104,21 @@ class OfferingCalls:
         ids = call.params.get("ImageIds") or sorted(known)
         if unknown := sorted(set(ids) - known.keys()):
             raise Fault("InvalidAMIID.NotFound", f"The image id '[{', '.join(unknown)}]' does not exist")
-        return {"Images": [known[one] for one in ids]}
+        chosen = listing.filtered((known[one] for one in ids), call.params.get("Filters", ()), {}, _labels)
+        shown, more = listing.page(chosen, call.params, 1000)
+        return {"Images": shown, **more}
+
+    @plays("ImageId", "DeleteAssociatedSnapshots")
+    def deregister_image(self, call: Call) -> Mapping[str, Any]:
+        """Remove an image of the account's own, and what it was stored in."""
+        ami = call.params["ImageId"]
+        if not call.params.get("DeleteAssociatedSnapshots"):
+            raise Fault("NotPlayed", "the local cloud deregisters images with their snapshots only")
+        with self.world.lock:
+            if ami not in self.amis.shown:
+                raise Fault("InvalidAMIID.NotFound", f"The image id '[{ami}]' does not exist")
+            self.amis.deregister(ami)
+        return {"Return": True}
 
     @plays("SnapshotIds")
     def describe_snapshots(self, call: Call) -> Mapping[str, Any]:
@@ -126,17 +134,18 @@ class OfferingCalls:
 @cache
 def offered() -> tuple[tuple[str, str], ...]:
     """Type and zone of every pool that there is."""
-    place = f"resources/instance_type_offerings/availability-zone/{REGION}.json.gz"
-    rows = json.loads(gzip.decompress((resources.files("moto.ec2") / place).read_bytes()))
+    rows = published.offerings()
     return tuple((row["InstanceType"], row["Location"]) for row in rows if row["Location"] in ZONES)
 
 
 @cache
 def _images() -> dict[str, str]:
     """By image id: the name of the image's parameter."""
-    published = load_resource(str(resources.files("moto.ssm") / f"resources/ecs/optimized_amis/{REGION}.json"))
-    values = {one["Name"]: one["Value"] for one in convert_to_params(published)}
-    return {value: name for name, value in values.items() if name.endswith("/image_id")}
+    return {value: name for name, value in published.ecs_parameters().items() if name.endswith("/image_id")}
+
+
+def _labels(shown: Mapping[str, Any]) -> dict[str, str]:
+    return {one["Key"]: one["Value"] for one in shown.get("Tags", ())}
 
 
 def _image(image_id: str, parameter: str) -> dict[str, Any]:

@@ -60,6 +60,45 @@ def prove(uploads: Iterable[Upload], outputs: Mapping[str, str], client: Any) ->
     )
 
 
+def prove_batch(uploads: Iterable[Upload], outputs: Mapping[str, str], client: Any, told: Mapping[str, str]) -> Proof:
+    """The same of a stack `batch`, which has no records: by the buckets, and by the reasons that `told` has for the
+    keys that failed.
+
+    Lost: a photograph that failed, of which a result does not decode, or that has fewer results than another; a hostile
+    file that did not fail, or without a reason. Double: results of two jobs for one upload, a result written twice, or
+    one of something that was not uploaded.
+    """
+    files = list(uploads)
+    stored = {key: count for key, count in _versions(client("s3"), outputs["ResultsBucket"]).items() if key[0] != "."}
+    s3, bucket = client("s3"), outputs["ResultsBucket"]
+    results = {file.key: [key for key in stored if key.startswith(f"{file.key}/")] for file in files}
+    whole = max((len(keys) for keys in results.values()), default=0)
+
+    def is_right(file: Upload) -> bool:
+        keys = results[file.key]
+        if file.hostile:
+            return bool(told.get(file.key)) and not keys
+        complete = file.key not in told and len(keys) == whole > 0
+        return complete and all(_decodes(key, stored, s3, bucket) for key in keys)
+
+    right = {file.key for file in files if is_right(file)}
+    double = [f"{key}: {count} versions" for key, count in stored.items() if count > 1]
+    for key, mine in results.items():
+        if (jobs := len({one.removeprefix(f"{key}/").partition("/")[0] for one in mine})) > 1:
+            double.append(f"{key}: {jobs} jobs")
+    known = {key for keys in results.values() for key in keys}
+    double += [f"{key}: nobody uploaded it" for key in stored if key not in known]
+    return Proof(
+        succeeded=sum(file.key in right for file in files if not file.hostile),
+        failed=len(told),
+        lost=tuple(
+            f"{file.key}: {told.get(file.key, 'without all its results')}" for file in files if file.key not in right
+        ),
+        double=tuple(double),
+        released=0,
+    )
+
+
 def _is_right(job: Mapping[str, Any], upload: Upload, stored: Mapping[str, int], s3: Any, bucket: str) -> bool:
     if upload.hostile:
         return job["state"] == "FAILED" and bool(job.get("error"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -15,6 +15,36 @@ from rich.text import Text
 Client = Callable[[str], Any]
 Line = tuple[float, str]
 """Something that happened: the second of the run, and words with rich's markup."""
+
+
+class Shown(Protocol):
+    """A stack at one moment, as far as the picture of it goes."""
+
+    @property
+    def finished(self) -> int:
+        """How much of what was uploaded is done, well or not."""
+
+    @property
+    def at_zero(self) -> bool:
+        """Nothing waits, nothing runs, nothing is asked for."""
+
+    @property
+    def on_demand_running(self) -> int:
+        """Instances."""
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Instance ids on which work is at hand."""
+
+    @property
+    def pools(self) -> Mapping[str, str]:
+        """Pool (type/zone) by id of each running Spot instance."""
+
+    def facts(self, uploaded: int, notices: int) -> list[tuple[str, str, str]]:
+        """For the terminal, with rich's markup."""
+
+    def told(self, uploaded: int, notices: int) -> str:
+        """For a log: one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +83,31 @@ class Scene:
             )
         )
 
+    def facts(self, uploaded: int, notices: int) -> list[tuple[str, str, str]]:
+        """For the terminal."""
+        return [
+            (
+                f"[bold]{self.finished}[/]/{uploaded} jobs done",
+                f"queue [bold]{self.waiting}[/] waiting, [bold]{self.in_flight}[/] in flight",
+                f"tasks [bold]{self.tasks_running}[/]/{self.tasks_wanted}",
+            ),
+            (
+                f"Spot units [bold green]{self.spot_joined}[/] joined, {self.spot_running} running, "
+                f"{self.spot_requested} requested",
+                f"On-Demand [bold yellow]{self.on_demand_joined}[/] joined, {self.on_demand_running} running",
+                f"notices [bold red]{notices}[/]   draining [bold]{self.draining}[/]",
+            ),
+        ]
+
+    def told(self, uploaded: int, notices: int) -> str:
+        """For a log."""
+        return (
+            f"jobs {self.finished}/{uploaded}  queue {self.waiting}+{self.in_flight}  "
+            f"tasks {self.tasks_running}/{self.tasks_wanted}  "
+            f"spot {self.spot_joined}/{self.spot_running}/{self.spot_requested} (joined/running/requested)  "
+            f"on-demand {self.on_demand_joined}/{self.on_demand_running}  notices {notices}  draining {self.draining}"
+        )
+
 
 class Window:
     """Looks at one stack with clients that are made once."""
@@ -81,9 +136,9 @@ class Window:
         service = clients["ecs"].describe_services(
             cluster=outputs["ClusterName"], services=[outputs["WorkerServiceName"]]
         )["services"][0]
-        running = self._instances()
+        machines = running(clients["ec2"], self._stack)
         joined = self._container_instances()
-        spot = {id_: line for id_, line in running.items() if line.get("InstanceLifecycle") == "spot"}
+        spot = pools_of(machines)
         active = {id_ for id_, status in joined.items() if status == "ACTIVE"}
         return Scene(
             jobs=Counter(job["state"]["S"] for job in jobs),
@@ -94,15 +149,13 @@ class Window:
             spot_requested=self._spot_requested(),
             spot_running=len(spot),
             spot_joined=len(active & set(spot)),
-            on_demand_running=len(running) - len(spot),
-            on_demand_joined=len(active & set(running) - set(spot)),
+            on_demand_running=len(machines) - len(spot),
+            on_demand_joined=len(active & set(machines) - set(spot)),
             draining=sum(status == "DRAINING" for status in joined.values()),
             busy=frozenset(
                 job["instance_id"]["S"] for job in jobs if job["state"]["S"] == "RUNNING" and "instance_id" in job
             ),
-            pools={
-                id_: f"{line['InstanceType']}/{line['Placement']['AvailabilityZone']}" for id_, line in spot.items()
-            },
+            pools=spot,
         )
 
     def _spot_requested(self) -> int:
@@ -114,21 +167,6 @@ class Window:
         told = self._clients["autoscaling"].describe_auto_scaling_groups(AutoScalingGroupNames=named)
         return int(told["AutoScalingGroups"][0]["DesiredCapacity"])
 
-    def _instances(self) -> dict[str, Any]:
-        pages = (
-            self._clients["ec2"]
-            .get_paginator("describe_instances")
-            .paginate(
-                Filters=[
-                    {"Name": "tag:spindrift:stack", "Values": [self._stack]},
-                    {"Name": "instance-state-name", "Values": ["pending", "running"]},
-                ]
-            )
-        )
-        return {
-            line["InstanceId"]: line for page in pages for held in page["Reservations"] for line in held["Instances"]
-        }
-
     def _container_instances(self) -> dict[str, str]:
         ecs, cluster = self._clients["ecs"], self._outputs["ClusterName"]
         pages = ecs.get_paginator("list_container_instances").paginate(cluster=cluster)
@@ -138,20 +176,30 @@ class Window:
         return {line["ec2InstanceId"]: line["status"] for reply in described for line in reply["containerInstances"]}
 
 
-def picture(scene: Scene, uploaded: int, notices: int, seconds: float, story: list[Line]) -> RenderableType:
+def running(ec2: Any, stack: str) -> dict[str, Any]:
+    """Instances of the stack that run or are about to, by id, as EC2 describes them."""
+    filters = [
+        {"Name": "tag:spindrift:stack", "Values": [stack]},
+        {"Name": "instance-state-name", "Values": ["pending", "running"]},
+    ]
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+    return {line["InstanceId"]: line for page in pages for held in page["Reservations"] for line in held["Instances"]}
+
+
+def pools_of(machines: Mapping[str, Any]) -> dict[str, str]:
+    """Pool (type/zone) by id of those that are Spot."""
+    return {
+        id_: f"{line['InstanceType']}/{line['Placement']['AvailabilityZone']}"
+        for id_, line in machines.items()
+        if line.get("InstanceLifecycle") == "spot"
+    }
+
+
+def picture(scene: Shown, uploaded: int, notices: int, seconds: float, story: list[Line]) -> RenderableType:
     """The scene for the terminal: how far the work is, what runs it, and the latest that happened."""
     facts = Table.grid(padding=(0, 3))
-    facts.add_row(
-        f"[bold]{scene.finished}[/]/{uploaded} jobs done",
-        f"queue [bold]{scene.waiting}[/] waiting, [bold]{scene.in_flight}[/] in flight",
-        f"tasks [bold]{scene.tasks_running}[/]/{scene.tasks_wanted}",
-    )
-    facts.add_row(
-        f"Spot units [bold green]{scene.spot_joined}[/] joined, {scene.spot_running} running, "
-        f"{scene.spot_requested} requested",
-        f"On-Demand [bold yellow]{scene.on_demand_joined}[/] joined, {scene.on_demand_running} running",
-        f"notices [bold red]{notices}[/]   draining [bold]{scene.draining}[/]",
-    )
+    for row in scene.facts(uploaded, notices):
+        facts.add_row(*row)
     clock = Text(f"{seconds:5.0f} s")
     bar = ProgressBar(total=max(uploaded, 1), completed=scene.finished, width=70)
     return Group(
@@ -163,13 +211,3 @@ def _beside(*parts: RenderableType) -> Table:
     row = Table.grid(padding=(0, 1))
     row.add_row(*parts)
     return row
-
-
-def line(scene: Scene, uploaded: int, notices: int, seconds: float) -> str:
-    """The scene for a log: one line."""
-    return (
-        f"{seconds:5.0f} s  jobs {scene.finished}/{uploaded}  queue {scene.waiting}+{scene.in_flight}  "
-        f"tasks {scene.tasks_running}/{scene.tasks_wanted}  "
-        f"spot {scene.spot_joined}/{scene.spot_running}/{scene.spot_requested} (joined/running/requested)  "
-        f"on-demand {scene.on_demand_joined}/{scene.on_demand_running}  notices {notices}  draining {scene.draining}"
-    )

@@ -54,6 +54,16 @@ def resources(account: Account, stack: str) -> dict[str, str]:
     return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in found if one.get("PhysicalResourceId")}
 
 
+def not_of_a_cluster(stack: str, found: Mapping[str, str]) -> str:
+    """What to say of a stack that is not of build/cluster.json, and what to ask instead. `found`: `resources`."""
+    ids = found.values()
+    if any(":image-pipeline/" in one for one in ids):
+        return f"{stack} is a stack of build/image.json, which bakes images: python build.py ami --stack {stack}"
+    if any(":job-queue/" in one for one in ids):
+        return f"{stack} is a stack of build/batch.json: python build.py batch status --stack {stack}"
+    return f"{stack} is none of our stacks"
+
+
 def plain(item: Mapping[str, Any]) -> dict[str, Any]:
     """An item of a table without DynamoDB's types; numbers are Decimal."""
     read = TypeDeserializer().deserialize

@@ -154,19 +154,20 @@ class Baker:
             if one.get(key)
         ]
         took = max(times) - min(times) if times else None
-        return Image(ami, image.get("tags", {}), self._stored(ami), took)
+        return Image(ami, image.get("tags", {}), stored(self._account, ami), took)
 
-    def _stored(self, ami: str) -> int | None:
-        """Bytes. The image may have been removed since."""
-        ec2 = self._account.client("ec2")
-        try:
-            disks = ec2.describe_images(ImageIds=[ami])["Images"][0]["BlockDeviceMappings"]
-            ids = [disk["Ebs"]["SnapshotId"] for disk in disks if "SnapshotId" in disk.get("Ebs", {})]
-            shown = ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]
-        except (ClientError, IndexError):
-            return None
-        sizes = [one["FullSnapshotSizeInBytes"] for one in shown if "FullSnapshotSizeInBytes" in one]
-        return sum(sizes) if sizes else None
+
+def stored(account: Account, ami: str) -> int | None:
+    """Bytes of an image's snapshots; None where that is not to be known, or the image is gone."""
+    ec2 = account.client("ec2")
+    try:
+        disks = ec2.describe_images(ImageIds=[ami])["Images"][0]["BlockDeviceMappings"]
+        ids = [disk["Ebs"]["SnapshotId"] for disk in disks if "SnapshotId" in disk.get("Ebs", {})]
+        shown = ec2.describe_snapshots(SnapshotIds=ids)["Snapshots"]
+    except (ClientError, IndexError):
+        return None
+    sizes = [one["FullSnapshotSizeInBytes"] for one in shown if "FullSnapshotSizeInBytes" in one]
+    return sum(sizes) if sizes else None
 
 
 def changes(before: Image | None, now: Image) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from ops.account import Account, NoSuchStack, code, plain, resources
+from ops.account import Account, NoSuchStack, code, not_of_a_cluster, plain, resources
 from ops.text import short, table
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "ecs-tasks" / "gpu-worker"))
@@ -150,7 +150,7 @@ class DeadLetters:
         """Find queues and table. Raises NoSuchStack."""
         titles = resources(account, stack)
         if "DeadLetter" not in titles:
-            raise NoSuchStack(f"stack {stack} has no dead-letter queue: it is none of ours")
+            raise NoSuchStack(not_of_a_cluster(stack, titles))
         self._sqs = account.client("sqs")
         self._dynamodb = account.client("dynamodb")
         self._url = titles["DeadLetter"]

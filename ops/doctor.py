@@ -34,6 +34,7 @@ QUOTAS: Mapping[tuple[Market, str], tuple[str, str]] = {
     ("spot", "p5"): ("L-C4BD4855", "All P5 Spot Instance Requests"),
     ("on-demand", "g"): ("L-DB2E81BA", "Running On-Demand G and VT instances"),
     ("on-demand", "p"): ("L-417A185B", "Running On-Demand P instances"),
+    **{("on-demand", letter): ("L-1216C47A", "Running On-Demand Standard instances") for letter in "acdimrt"},
 }
 """Code and name of EC2's quotas, in vCPUs, by market and family (EC2 User Guide, "Spot Instance quotas" and
 "On-Demand Instance quotas"; 0 in a new account)."""
@@ -45,47 +46,84 @@ LINKED_ROLES: Mapping[str, tuple[str, str]] = {
 }
 """Service-linked roles: their service, and what does not start without them. The console makes them on first use,
 CloudFormation does not (EC2 User Guide, "Service-linked role for Spot Fleet"; the others alike)."""
+MADE_IN_PASSING: Mapping[str, str] = {
+    "AWSServiceRoleForBatch": "Batch makes it with the first environment",
+    "AWSServiceRoleForImageBuilder": "Image Builder makes it with the first pipeline",
+}
+"""Those that a service makes itself when whoever deploys may do so, iam:CreateServiceLinkedRole (Batch API reference,
+CreateComputeEnvironment; Image Builder User Guide, "Using service-linked roles")."""
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "cluster": tuple(LINKED_ROLES),
+    "image": ("AWSServiceRoleForImageBuilder",),
+    "batch": (
+        *("AWSServiceRoleForBatch", "AWSServiceRoleForEC2Spot"),
+        *("AWSServiceRoleForECS", "AWSServiceRoleForAutoScaling"),
+    ),
+}
+"""By template: Batch buys without Spot Fleets."""
 ECR = re.compile(
     r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/"
     r"(?P<repository>[a-z0-9][a-z0-9._/-]*)(@(?P<digest>sha256:[0-9a-f]{64})|:(?P<tag>[\w.-]+))?"
 )
 ROOT_DEVICE = "/dev/xvda"
 """The root of the ECS AL2023 images, whose size the launch template sets."""
+COMMON = (
+    "cloudformation:CreateChangeSet cloudformation:ExecuteChangeSet cloudformation:DescribeStacks"
+    " cloudformation:DeleteStack ec2:CreateSecurityGroup ec2:AuthorizeSecurityGroupEgress ec2:CreateTags"
+    " iam:CreateRole iam:PutRolePolicy iam:PassRole iam:CreateInstanceProfile iam:DeleteRole logs:CreateLogGroup"
+    " logs:PutRetentionPolicy s3:PutObject s3:GetObject"
+)
 ACTIONS = (
     "autoscaling:CreateAutoScalingGroup autoscaling:UpdateAutoScalingGroup autoscaling:DeleteAutoScalingGroup"
-    " cloudformation:CreateChangeSet cloudformation:ExecuteChangeSet cloudformation:DescribeStacks"
-    " cloudformation:DeleteStack cloudwatch:PutMetricAlarm cloudwatch:PutDashboard dynamodb:CreateTable"
-    " dynamodb:UpdateContinuousBackups ec2:CreateSecurityGroup ec2:AuthorizeSecurityGroupEgress"
-    " ec2:CreateLaunchTemplate ec2:RunInstances ec2:CreateTags ecs:CreateCluster ecs:RegisterTaskDefinition"
-    " ecs:CreateService ecs:DeleteService events:PutRule events:PutTargets iam:CreateRole iam:PutRolePolicy"
-    " iam:AttachRolePolicy iam:PassRole iam:CreateInstanceProfile iam:DeleteRole lambda:CreateFunction"
-    " lambda:CreateEventSourceMapping lambda:DeleteFunction logs:CreateLogGroup logs:PutRetentionPolicy"
-    " s3:CreateBucket s3:PutBucketPolicy s3:PutEncryptionConfiguration s3:PutBucketNotification"
-    " s3:PutBucketVersioning s3:PutObject s3:GetObject sns:CreateTopic sns:Subscribe sqs:CreateQueue"
-    " sqs:SetQueueAttributes sqs:DeleteQueue ssm:GetParameters"
+    " cloudwatch:PutMetricAlarm cloudwatch:PutDashboard dynamodb:CreateTable dynamodb:UpdateContinuousBackups"
+    " ec2:CreateLaunchTemplate ec2:RunInstances ecs:CreateCluster ecs:RegisterTaskDefinition ecs:CreateService"
+    " ecs:DeleteService events:PutRule events:PutTargets iam:AttachRolePolicy lambda:CreateFunction"
+    " lambda:CreateEventSourceMapping lambda:DeleteFunction s3:PutBucketNotification sns:CreateTopic sns:Subscribe"
+    " sqs:CreateQueue sqs:SetQueueAttributes sqs:DeleteQueue"
 )
-"""What a deployment of ours and its end cannot do without (Service Authorization Reference)."""
-ACTIONS_FOR: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
+BUCKETS = "s3:CreateBucket s3:PutBucketPolicy s3:PutEncryptionConfiguration s3:PutBucketVersioning ssm:GetParameters"
+ACTIONS_OF: Mapping[str, str] = {
+    "cluster": f"{COMMON} {BUCKETS} {ACTIONS}",
+    "image": (
+        f"{COMMON} iam:AttachRolePolicy iam:CreateServiceLinkedRole imagebuilder:CreateComponent"
+        " imagebuilder:CreateImageRecipe imagebuilder:CreateInfrastructureConfiguration"
+        " imagebuilder:CreateDistributionConfiguration imagebuilder:CreateImagePipeline"
+        " imagebuilder:CreateLifecyclePolicy imagebuilder:TagResource imagebuilder:StartImagePipelineExecution"
+        " imagebuilder:DeleteImagePipeline"
+    ),
+    "batch": (
+        f"{COMMON} {BUCKETS} batch:CreateComputeEnvironment batch:UpdateComputeEnvironment batch:CreateJobQueue"
+        " batch:RegisterJobDefinition batch:TagResource batch:SubmitJob batch:UpdateJobQueue batch:DeleteJobQueue"
+        " batch:DeleteComputeEnvironment ec2:CreateLaunchTemplate iam:CreateServiceLinkedRole"
+    ),
+}
+"""By template: what its deployment, its use and its end cannot do without (Service Authorization Reference)."""
+EVERY, WITH_DATA, ONLY_CLUSTER = ("cluster", "image", "batch"), ("cluster", "batch"), ("cluster",)
+ACTIONS_FOR: Mapping[str, tuple[tuple[str, ...], Callable[[Settings], bool], str]] = {
     "a VPC": (
+        EVERY,
         lambda settings: not settings.network.vpc_id,
         "ec2:CreateVpc ec2:CreateSubnet ec2:CreateRouteTable ec2:CreateVpcEndpoint ec2:DeleteVpc",
     ),
     "a Spot Fleet": (
+        ONLY_CLUSTER,
         lambda settings: settings.profile == "fleet",
         "ec2:RequestSpotFleet ec2:CancelSpotFleetRequests",
     ),
     "scaling": (
+        ONLY_CLUSTER,
         lambda settings: settings.profile == "groups",
         "application-autoscaling:RegisterScalableTarget application-autoscaling:PutScalingPolicy",
     ),
-    "a key": (lambda settings: settings.security.customer_key, "kms:CreateKey kms:EnableKeyRotation"),
+    "a key": (WITH_DATA, lambda settings: settings.security.customer_key, "kms:CreateKey kms:EnableKeyRotation"),
     "shared files": (
+        WITH_DATA,
         lambda settings: settings.worker.shared_files,
         "elasticfilesystem:CreateFileSystem elasticfilesystem:CreateMountTarget elasticfilesystem:CreateAccessPoint",
     ),
-    "a budget": (lambda settings: settings.notify.monthly_budget_usd is not None, "budgets:ModifyBudget"),
+    "a budget": (ONLY_CLUSTER, lambda settings: settings.notify.monthly_budget_usd is not None, "budgets:ModifyBudget"),
 }
-"""What only some settings need."""
+"""What only some settings need, and in which templates."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +182,18 @@ def weigh_quota(
     return Finding(
         PROBLEM, f"{subject} allow {allowed} of {units} units; {asked}", f"{raised}, or lower {key} to {allows[0] or 1}"
     )
+
+
+def weigh_build(limit: float, quota: str, name: str, kind: str, vcpus: int) -> Finding:
+    """A quota against one instance of a type that an image is baked on; there is one at a time."""
+    subject = f"quota {name} ({quota}): {limit:,.0f} vCPUs; a build takes {vcpus} ({kind})"
+    if limit >= vcpus:
+        return Finding(OK, subject)
+    raised = (
+        "aws service-quotas request-service-quota-increase --service-code ec2 "
+        f"--quota-code {quota} --desired-value {vcpus}"
+    )
+    return Finding(PROBLEM, subject, f"{raised}, or choose other image.instance_types")
 
 
 def weigh_pools(names: Sequence[str], zones: Collection[str], there: Collection[tuple[str, str]]) -> list[Finding]:
@@ -224,23 +274,26 @@ def weigh_image(parameter: str, image: Mapping[str, Any], root_gib: int) -> Find
     return Finding(OK, f"{subject}, {size} GiB on a root volume of {root_gib}")
 
 
-def weigh_subnets(vpc: str, wanted: Sequence[str], zones: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
-    """The subnets of a given VPC. `zones`: of those that exist, the VPC and the zone."""
+def weigh_subnets(
+    vpc: str, wanted: Sequence[str], zones: Mapping[str, tuple[str, str]], one_each: bool = True
+) -> Iterator[Finding]:
+    """The subnets of a given VPC. `zones`: of those that exist, the VPC and the zone. `one_each`: of a zone."""
     for subnet in wanted:
         if subnet not in zones:
             yield Finding(PROBLEM, f"{subnet} does not exist in this region", "correct network.subnet_ids")
         elif zones[subnet][0] != vpc:
             yield Finding(PROBLEM, f"{subnet} is in {zones[subnet][0]}, not in {vpc}", "correct network.subnet_ids")
     places = [zones[subnet][1] for subnet in wanted if subnet in zones]
-    for zone in sorted({place for place in places if places.count(place) > 1}):
+    for zone in sorted({place for place in places if one_each and places.count(place) > 1}):
         twice = ", ".join(subnet for subnet in wanted if subnet in zones and zones[subnet][1] == zone)
         what = f"{twice} are all in {zone}: a Spot Fleet takes one subnet of a zone"
         yield Finding(PROBLEM, what, "keep one of them in network.subnet_ids")
 
 
-def actions_for(settings: Settings) -> list[str]:
+def actions_for(settings: Settings, template: str = "cluster") -> list[str]:
     """What a deployment of these settings must be allowed to do."""
-    wanted = [ACTIONS, *(actions for needed, actions in ACTIONS_FOR.values() if needed(settings))]
+    some = (actions for where, needed, actions in ACTIONS_FOR.values() if template in where and needed(settings))
+    wanted = [ACTIONS_OF[template], *some]
     return " ".join(wanted).split()
 
 
@@ -257,10 +310,21 @@ class Doctor:
     """One examination. Nothing is changed, unless `fix` is set; then missing service-linked roles are made."""
 
     def __init__(
-        self, account: Account, settings: Settings, *, image: str | None, bucket: str | None, fix: bool
+        self,
+        account: Account,
+        settings: Settings,
+        *,
+        template: str = "cluster",
+        image: str | None,
+        bucket: str | None,
+        ami: str = ECS_GPU_IMAGE,
+        fix: bool,
     ) -> None:
+        """`image`: the worker's. `ami`: the SSM parameter that is to be AmiId."""
         self._account = account
         self._settings = settings
+        self._template = template
+        self._ami = ami
         self._image = image
         self._bucket = bucket
         self._fix = fix
@@ -271,13 +335,16 @@ class Doctor:
         yield caller
         if caller.state != OK:
             return
+        machines: dict[str, Callable[[], Iterable[Finding]]] = {
+            "instance types": self._types,
+            "Spot quota": self._spot_quotas,
+            "On-Demand quota": self._on_demand_quotas,
+        }
         checks: dict[str, Callable[[], Iterable[Finding]]] = {
             "permissions": self._permissions,
             "service-linked roles": self._linked_roles,
             "subnets": self._subnets,
-            "instance types": self._types,
-            "Spot quota": self._spot_quotas,
-            "On-Demand quota": self._on_demand_quotas,
+            **({"On-Demand quota": self._build_quota} if self._template == "image" else machines),
             "image of the instances": self._machine_image,
             "worker's image": self._worker_image,
             "assets bucket": self._assets_bucket,
@@ -312,7 +379,7 @@ class Doctor:
         else:
             yield Finding(COULD_NOT_LOOK, f"permissions: IAM cannot simulate a {kind}")
             return
-        actions = actions_for(self._settings)
+        actions = actions_for(self._settings, self._template)
         results = self._account.all(
             "iam", "simulate_principal_policy", "EvaluationResults", PolicySourceArn=source, ActionNames=actions
         )
@@ -325,7 +392,7 @@ class Doctor:
 
     def _linked_roles(self) -> Iterator[Finding]:
         iam = self._account.client("iam")
-        for name, (service, purpose) in LINKED_ROLES.items():
+        for name in ROLES[self._template]:
             if name == "AWSServiceRoleForEC2SpotFleet" and self._settings.profile != "fleet":
                 continue
             try:
@@ -333,6 +400,10 @@ class Doctor:
             except ClientError as error:
                 if code(error) != "NoSuchEntity":
                     raise
+                if name in MADE_IN_PASSING:
+                    yield Finding(OK, f"service-linked role {name}: not there yet; {MADE_IN_PASSING[name]}")
+                    continue
+                service, purpose = LINKED_ROLES[name]
                 what = f"service-linked role {name} is missing: without it {purpose} do not start"
                 if self._fix:
                     yield from self._make_role(name, service)
@@ -380,7 +451,9 @@ class Doctor:
     def _subnets(self) -> Iterator[Finding]:
         chosen = self._settings.network
         if chosen.vpc_id:
-            mistakes = list(weigh_subnets(chosen.vpc_id, chosen.subnet_ids, self._places))
+            # Batch takes several of a zone.
+            one_each = self._template == "cluster"
+            mistakes = list(weigh_subnets(chosen.vpc_id, chosen.subnet_ids, self._places, one_each))
             yield from mistakes or [Finding(OK, f"subnets: {len(chosen.subnet_ids)} of {chosen.vpc_id}, a zone each")]
         elif len(self._zones) < self._subnets_made:
             what = (
@@ -396,6 +469,8 @@ class Doctor:
         wanted = self._settings.compute.attributes
         if wanted is None:
             return self._settings.compute.instance_types
+        if self._template == "batch":
+            return self._settings.on_demand.instance_types
         found = self._account.all(
             "ec2",
             "get_instance_types_from_instance_requirements",
@@ -441,7 +516,7 @@ class Doctor:
             Filters=[{"Name": "instance-type", "Values": named}],
         )
         there = {(row["InstanceType"], row["Location"]) for row in rows}
-        if self._settings.compute.attributes:
+        if self._settings.compute.attributes and self._template == "cluster":
             yield weigh_attributes(self._spot_types, self._zones, there)
             named = sorted(self._settings.on_demand.instance_types)
         yield from weigh_pools(named, self._zones, there)
@@ -454,7 +529,13 @@ class Doctor:
 
     def _on_demand_quotas(self) -> Iterator[Finding]:
         choice: OnDemand = self._settings.on_demand
-        if choice.urgency != "spot-only" or any(queue.placement == "on-demand" for queue in self._settings.queues):
+        # Batch goes on to On-Demand whenever it may.
+        batch = self._template == "batch" and choice.max_units
+        if (
+            batch
+            or choice.urgency != "spot-only"
+            or any(queue.placement == "on-demand" for queue in self._settings.queues)
+        ):
             yield from self._quotas("on-demand", choice.instance_types, choice.max_units, "on_demand.max_units")
 
     def _quotas(self, market: Market, names: Iterable[str], units: int, key: str) -> Iterator[Finding]:
@@ -470,17 +551,34 @@ class Doctor:
             answer = self._account.client("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=quota)
             yield weigh_quota(market, group, answer["Quota"]["Value"], units, key, sizes)
 
+    def _build_quota(self) -> Iterator[Finding]:
+        wanted = self._settings.image.instance_types
+        found = self._account.all(
+            "ec2", "describe_instance_types", "InstanceTypes", Filters=[{"Name": "instance-type", "Values": wanted}]
+        )
+        sizes = {one["InstanceType"]: one["VCpuInfo"]["DefaultVCpus"] for one in found}
+        for kind in wanted:
+            if kind not in sizes:
+                yield Finding(PROBLEM, f"instance type {kind}: EC2 has none in this region", f"take {kind} out")
+            elif ("on-demand", family(kind, "on-demand")) not in QUOTAS:
+                yield Finding(COULD_NOT_LOOK, f"on-demand quota of {kind}: its code is not known here")
+            else:
+                quota, name = QUOTAS["on-demand", family(kind, "on-demand")]
+                answer = self._account.client("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=quota)
+                yield weigh_build(answer["Quota"]["Value"], quota, name, kind, sizes[kind])
+
     def _machine_image(self) -> Iterator[Finding]:
         try:
-            found = self._account.client("ssm").get_parameter(Name=ECS_GPU_IMAGE)
+            found = self._account.client("ssm").get_parameter(Name=self._ami)
             images = self._account.client("ec2").describe_images(ImageIds=[found["Parameter"]["Value"]])["Images"]
         except ClientError as error:
             if code(error) not in ("ParameterNotFound", "InvalidAMIID.NotFound"):
                 raise
-            what = f"image of the instances: {ECS_GPU_IMAGE}: {told(error)}"
-            yield Finding(PROBLEM, what, "deploy in a region that has it, or with AmiId=PARAMETER of your own")
+            what = f"image of the instances: {self._ami}: {told(error)}"
+            other = "deploy in a region that has it, or with AmiId=PARAMETER of your own"
+            yield Finding(PROBLEM, what, other if self._ami == ECS_GPU_IMAGE else "python build.py ami bakes one")
         else:
-            yield weigh_image(ECS_GPU_IMAGE, images[0], self._settings.compute.root_volume_gib)
+            yield weigh_image(self._ami, images[0], self._settings.compute.root_volume_gib)
 
     def _worker_image(self) -> Iterator[Finding]:
         if not self._image:

@@ -11,20 +11,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ops.account import Account, NoSuchStack, code, told
+from ops.ami import ENDED
+from ops.batch import AT_WORK, WAITING
 from ops.kept import EMPTY, KEY, KEY_DAYS, KINDS, QUEUE, Kind
 from ops.remains import Look, Remains, Resource
 
+Found = TypeVar("Found")
 OURS = "Spindrift"
 """How the description of every stack of ours begins."""
 BRAIN = "CapacityFunction"
 JOBS = "Jobs"
 """What the titles of job queues end with."""
-LAUNCHERS = ("AWS::EC2::SpotFleet", "AWS::AutoScaling::AutoScalingGroup", "AWS::ECS::Service")
+LAUNCHERS = (
+    "AWS::EC2::SpotFleet",
+    "AWS::AutoScaling::AutoScalingGroup",
+    "AWS::ECS::Service",
+    "AWS::Batch::ComputeEnvironment",
+)
 """Who owns instances or the work on them. While one of these is there, it takes its instances with it, gently."""
 DELETED, SKIPPED, FAILED = "DELETE_COMPLETE", "DELETE_SKIPPED", "DELETE_FAILED"
 SETTLE_SECONDS = 60
@@ -37,16 +45,25 @@ LONGEST_PAUSE_SECONDS = 15
 
 
 class CouldNotTakeDown(Exception):
-    """CloudFormation refused, or not in time; the message says what to do."""
+    """CloudFormation refused, or not in time, or there is work that would be lost; the message says what to do."""
 
 
 class Down:
     """The end of one stack. Raises NoSuchStack; any method may raise ClientError or BotoCoreError."""
 
-    def __init__(self, account: Account, name: str, *, say: Callable[[str], None], wait_minutes: float) -> None:
+    def __init__(
+        self,
+        account: Account,
+        name: str,
+        *,
+        say: Callable[[str], None],
+        wait_minutes: float,
+        end_jobs: bool = False,
+    ) -> None:
         self._account = account
         self._name = name
         self._say = say
+        self._end_jobs = end_jobs
         self._until = time.monotonic() + 60 * wait_minutes
         self._cloudformation = account.client("cloudformation")
         stack = self._find()
@@ -55,7 +72,10 @@ class Down:
         self._remains = Remains(account, name, self._resources())
 
     def plan(self, delete_data: bool) -> Iterator[str]:
-        """What will go and what will stay, for a person to read before it happens."""
+        """What will go and what will stay, for a person to read before it happens.
+
+        Raises CouldNotTakeDown, once it has told all, when jobs of Batch would end that may not.
+        """
         if self._deleted_before:
             yield f"stack {self._name} in {self._account.region} is deleted already; this is what may be left of it"
         else:
@@ -68,19 +88,21 @@ class Down:
             if titles.get((kind, name), "").endswith(JOBS):
                 yield f"jobs: {titles[kind, name]}: {state}"
         retained = self._retained()
+        own = {kind: self._remains.own(kind) for kind in {kind for kind, _, _ in data}}
         for kind, name, state in data:
-            title = titles.get((kind, name))
-            if title is None:
-                fate = "stays, for this stack did not make it"
-            elif title not in retained:
-                continue
-            elif delete_data:
-                fate = f"goes in {KEY_DAYS} days" if kind is KEY else "goes with all that is in it"
-            else:
-                fate = "stays unless it is empty" if kind is QUEUE else "stays"
-            yield f"{fate}: {kind.noun} {name} ({state})"
+            ours = name in own[kind]
+            if not ours or kind.find or titles[kind, name] in retained:
+                yield f"{_fate(kind, ours, delete_data)}: {kind.noun} {name} ({state})"
         for noun, reason in unseen.items():
             yield f"could not look for {noun}: {reason}"
+        jobs = self._unfinished_jobs()
+        for job in jobs:
+            yield f"ends: job {job['jobId']} of Batch ({job['status']})"
+        if jobs and not self._end_jobs:
+            raise CouldNotTakeDown(
+                "Batch is not done with these jobs, and what is left of them would end with the stack: wait "
+                f"(python build.py batch status --stack {self._name}), or add --end-jobs"
+            )
 
     def run(self, delete_data: bool) -> bool:
         """Take it down. Returns whether it is proved that nothing is left but what is kept on purpose."""
@@ -172,6 +194,16 @@ class Down:
 
     def _still(self) -> None:
         """Let nothing launch again. What fails is told and goes on: CloudFormation ends the same things."""
+        for job in self._found("jobs of Batch", self._unfinished_jobs):
+            self._attempt(
+                f"job {job['jobId']} of Batch is told to end",
+                "batch",
+                "terminate_job",
+                jobId=job["jobId"],
+                reason="the stack is taken down",
+            )
+        for build in self._found("images that are being baked", self._running_builds):
+            self._attempt(f"{build} is cancelled", "imagebuilder", "cancel_image_creation", imageBuildVersionArn=build)
         brain = [one.id for one in self._remains.of("AWS::Lambda::Function") if one.title == BRAIN]
         for name in brain:
             # No concurrency stops it whoever calls: the event source, the minute, an alarm.
@@ -215,6 +247,33 @@ class Down:
                 DesiredCapacity=0,
             )
 
+    def _unfinished_jobs(self) -> list[Mapping[str, Any]]:
+        """Batch's jobs that are not over; of an array the array. Its queues may have gone before."""
+        names = [one.id for one in self._remains.of("AWS::Batch::JobQueue")]
+        if self._deleted_before or not names:
+            return []
+        there = self._account.all("batch", "describe_job_queues", "jobQueues", jobQueues=names)
+        return [
+            job
+            for queue in there
+            for status in (*WAITING, *AT_WORK)
+            for job in self._account.all(
+                "batch", "list_jobs", "jobSummaryList", jobQueue=queue["jobQueueArn"], jobStatus=status
+            )
+        ]
+
+    def _running_builds(self) -> list[str]:
+        """Images that are being baked. Their instances are not the pipeline's: they would outlive it."""
+        return [
+            one["arn"]
+            for pipeline in self._remains.of("AWS::ImageBuilder::ImagePipeline")
+            if pipeline.id in {listed.get("PhysicalResourceId") for listed in self._listed()}
+            for one in self._account.all(
+                "imagebuilder", "list_image_pipeline_images", "imageSummaryList", imagePipelineArn=pipeline.id
+            )
+            if one["state"]["status"] not in ENDED
+        ]
+
     def _stop_tasks(self, cluster: str) -> None:
         """Have each worker give its job back. A busy one is protected, and would go on as long as there is work."""
         try:
@@ -226,6 +285,13 @@ class Down:
                 self._say(f"not so: every task of {cluster} is told to stop: {told(error)}")
         else:
             self._say(f"{len(tasks)} tasks are told to stop: their jobs go back to the queues")
+
+    def _found(self, what: str, look: Callable[[], list[Found]]) -> list[Found]:
+        try:
+            return look()
+        except (BotoCoreError, ClientError) as error:
+            self._say(f"could not look for {what}: {told(error)}")
+            return []
 
     def _attempt(self, done: str, service: str, operation: str, /, **parameters: Any) -> None:
         try:
@@ -357,3 +423,14 @@ class Down:
             time.sleep(min(pause, left))
             yield
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+
+
+def _fate(kind: Kind, ours: bool, delete_data: bool) -> str:
+    """What becomes of something that outlives its stack."""
+    if not ours:
+        return "stays, for this stack did not make it"
+    if not delete_data:
+        return "stays unless it is empty" if kind is QUEUE else "stays"
+    if kind is KEY:
+        return f"goes in {KEY_DAYS} days"
+    return f"goes, and {kind.without}" if kind.without else "goes with all that is in it"

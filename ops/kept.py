@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from botocore.exceptions import ClientError
 
 from ops.account import Account, code
+from ops.ami import GIB, stored
+from templates.image import PARAMETER as AMI_PARAMETER
+from templates.settings import STACK_TAG
 
 KEY_DAYS = 30
 """How long a key waits for its deletion, the longest that KMS allows (7 to 30): until then it can be taken back, and
 with it the backup that DynamoDB keeps of a deleted table for 35 days."""
 EMPTY = "empty"
+SNAPSHOT_USD = 0.05
+"""A month for each GiB of a snapshot (Amazon EBS pricing, standard tier, us-east-1)."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Kind:
 
     noun: str
     type: str
-    """Of the CloudFormation resource, whose physical id names the thing."""
+    """Of the CloudFormation resource, whose physical id names the thing; or of what makes it, with `find`."""
     tagged: str
     """As the Resource Groups Tagging API calls it."""
     name: Callable[[str], str]
@@ -32,6 +37,10 @@ class Kind:
     """Delete it with all that is in it. Raises ClientError."""
     command: Callable[[Account, str], str]
     """What an operator types to do that."""
+    find: Callable[[Account, str], list[str]] | None = None
+    """The names of those that a stack has made, where they are no resources of it. Raises ClientError."""
+    without: str = ""
+    """What no longer works without it."""
 
 
 def _queue_url(account: Account, name: str) -> str:
@@ -132,6 +141,49 @@ def _delete_key(account: Account, key: str) -> None:
     account.client("kms").schedule_key_deletion(KeyId=key, PendingWindowInDays=KEY_DAYS)
 
 
+def _images_of(account: Account, stack: str) -> list[str]:
+    mine = [{"Name": f"tag:{STACK_TAG}", "Values": [stack]}]
+    return [one["ImageId"] for one in account.all("ec2", "describe_images", "Images", Owners=["self"], Filters=mine)]
+
+
+def _image_state(account: Account, ami: str) -> str | None:
+    try:
+        if not account.client("ec2").describe_images(ImageIds=[ami])["Images"]:
+            return None
+    except ClientError as error:
+        if code(error) in ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"):
+            return None
+        raise
+    alive = [{"Name": "image-id", "Values": [ami]}, {"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    held = account.all("ec2", "describe_instances", "Reservations", Filters=alive)
+    size = stored(account, ami)
+    worth = "of unknown size"
+    if size is not None:
+        worth = f"{size / GIB:.1f} GiB, about {size / GIB * SNAPSHOT_USD:.2f} USD a month"
+    return f"{worth}; running from it: {sum(len(one['Instances']) for one in held)}"
+
+
+def _delete_image(account: Account, ami: str) -> None:
+    account.client("ec2").deregister_image(ImageId=ami, DeleteAssociatedSnapshots=True)
+
+
+def _parameter_of(_: Account, stack: str) -> list[str]:
+    return [AMI_PARAMETER.replace("${AWS::StackName}", stack)]
+
+
+def _parameter_state(account: Account, name: str) -> str | None:
+    try:
+        return str(account.client("ssm").get_parameter(Name=name)["Parameter"]["Value"])
+    except ClientError as error:
+        if code(error) == "ParameterNotFound":
+            return None
+        raise
+
+
+def _delete_parameter(account: Account, name: str) -> None:
+    account.client("ssm").delete_parameter(Name=name)
+
+
 def _last(separator: str) -> Callable[[str], str]:
     return lambda whole: whole.rpartition(separator)[2]
 
@@ -187,5 +239,28 @@ KEY = Kind(
     _delete_key,
     _typed(f"kms schedule-key-deletion --pending-window-in-days {KEY_DAYS} --key-id"),
 )
-KINDS = (QUEUE, BUCKET, TABLE, FILES, KEY)
+IMAGES_COME_FROM = "AWS::ImageBuilder::ImagePipeline"
+POINTER = Kind(
+    "parameter",
+    IMAGES_COME_FROM,
+    "ssm:parameter",
+    str,
+    _parameter_state,
+    _delete_parameter,
+    _typed("ssm delete-parameter --name"),
+    _parameter_of,
+    "a stack that has it as AmiId cannot be deployed again",
+)
+IMAGE = Kind(
+    "image",
+    IMAGES_COME_FROM,
+    "ec2:image",
+    str,
+    _image_state,
+    _delete_image,
+    _typed("ec2 deregister-image --delete-associated-snapshots --image-id"),
+    _images_of,
+    "what launches from it launches no more",
+)
+KINDS = (QUEUE, BUCKET, TABLE, FILES, POINTER, IMAGE, KEY)
 """In the order in which they go: the key last, or what it encrypted could be read no more and was still there."""

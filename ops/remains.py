@@ -163,10 +163,15 @@ class Remains:
 
     def own(self, kind: Kind) -> set[str]:
         """Names of what the stack made of one kind of data."""
-        return {kind.name(one.id) for one in self.of(kind.type)}
+        made = self.of(kind.type)
+        if kind.find:
+            return set(kind.find(self._account, self._stack)) if made else set()
+        return {kind.name(one.id) for one in made}
 
     def candidates(self, kind: Kind) -> list[str]:
         """Those, and what has the stack's tag: an earlier stack of that name may have left it. May be gone by now."""
+        if kind.find:
+            return sorted(self.own(kind))
         tagged = self._account.all(
             "resourcegroupstaggingapi",
             "get_resources",

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ops.account import Account, NoSuchStack, plain, resources
+from ops.account import Account, NoSuchStack, not_of_a_cluster, plain, resources
 from ops.obstacles import Function, Look, Machine, Market, Obstacle, Pass, Queue, Retry, Stopped, obstacle
 from ops.text import count, lasting, short, table
 from templates.settings import STACK_TAG
@@ -266,7 +266,7 @@ class Status:
         self._stack = stack
         self._ids = resources(account, stack)
         if "CapacityFunction" not in self._ids:
-            raise NoSuchStack(f"stack {stack} has no capacity Lambda: it is none of ours")
+            raise NoSuchStack(not_of_a_cluster(stack, self._ids))
 
     def report(self, now: datetime) -> Report:
         """Look at everything once."""

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from judges.filled import REGION
-from tests.first_boot import S3, S3_NAME, certificate, signature
+from tests.first_boot import NO_DISKS, S3, S3_NAME, certificate, signature
 from tests.metadata_server import MetadataServer
 
 ECR_NAME = f"api.ecr.{REGION}.amazonaws.com"
@@ -34,6 +34,7 @@ TOOLS = {
     "docker": HEARS + LOGIN,
     "sleep": HEARS,
     "journalctl": HEARS,
+    "lsblk": NO_DISKS,
 }
 
 
@@ -129,6 +130,7 @@ def main(folder):
         "done": done,
         "heard": (root / "heard").read_text().splitlines(),
         "asked": aws.asked,
+        "all_mounts": (root / "proc/self/mountinfo").read_text().replace(str(root), "").splitlines(),
         "mounts": [line for line in mounts.splitlines() if " /shared " in line],
         "shared": seen.splitlines(),
         "left": left(upper),

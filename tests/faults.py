@@ -228,6 +228,7 @@ FAULTS = [
     Fault("rules", "an output that is not exported", "must be exported as", lambda t: drop(t["Outputs"]["ClusterName"], "Export")),
     # Images.
     Fault("cfn-lint", "a build on Spot, which there is not", "E3002", lambda t: put(p(t, "Infrastructure"), SpotPrice="0.1"), of="image"),
+    Fault("checkov", "SSH for everybody while it is built", "CKV_AWS_24 ", lambda t: put(p(t, "WorkerSecurityGroup"), SecurityGroupIngress=[{"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": "0.0.0.0/0"}]), of="image"),
     Fault("parliament", "an asset that is a bucket", "RESOURCE_MISMATCH", lambda t: put(allowed(t, "BuildRole", "s3:GetObject"), Resource=[{"Fn::Sub": "arn:${AWS::Partition}:s3:::${AssetsBucket}"}]), of="image"),
     Fault("cfn-policy-validator", "a policy of Image Builder that there is not", "EC2ImageBuilderExecutorPolicy", lambda t: everywhere(t, "EC2ImageBuilderExecutionPolicy", "EC2ImageBuilderExecutorPolicy"), of="image"),
     Fault("shellcheck", "a misspelt variable of a component", "SC2154", lambda t: everywhere(t, "docker pull --quiet \\\"$image\\\"", "docker pull --quiet \\\"$imag\\\""), of="image"),
@@ -247,6 +248,14 @@ FAULTS = [
     Fault("rules", "images of another recipe that go", "no LifecyclePolicy for Recipe", lambda t: put(p(t, "CleanUp")["ResourceSelection"]["Recipes"][0], Name="other"), of="image"),
     # Batch.
     Fault("cfn-lint", "a strategy of Batch that there is not", "E3030", lambda t: put(machines(t), AllocationStrategy="SPOT_PRICE_OPTIMIZED"), of="batch"),
+    Fault("cfn-lint", "a reference of Batch's to nothing", "NoLogs", lambda t: put(p(t, "DefaultJob")["ContainerProperties"]["LogConfiguration"]["Options"], **{"awslogs-group": {"Ref": "NoLogs"}}), of="batch by default"),
+    Fault("checkov", "results of Batch without versions", "CKV_AWS_21 ", lambda t: drop(p(t, "ResultsBucket"), "VersioningConfiguration"), of="batch"),
+    Fault("checkov", "IMDSv1 on machines of Batch", "CKV_AWS_79 ", lambda t: put(launch(t)["MetadataOptions"], HttpTokens="optional"), of="batch"),
+    Fault("parliament", "a manifest that is a bucket", "RESOURCE_MISMATCH", lambda t: put(statements(t, "WorkerRole")[0], Resource=[{"Fn::GetAtt": ["ResultsBucket", "Arn"]}]), of="batch"),
+    Fault("parliament", "a misspelt action of Batch's machines", "UNKNOWN_ACTION", lambda t: allow(t, "InstanceRole", ["ecs:Polls"], "*"), of="batch"),
+    Fault("cfn-policy-validator", "a policy of Batch about what is not there", "NoSuchBucket", lambda t: allow(t, "WorkerRole", ["s3:ListBucket"], [{"Fn::GetAtt": ["NoSuchBucket", "Arn"]}]), of="batch"),
+    Fault("shellcheck", "a misspelt variable of Batch's machines", "SC2154", lambda t: put(launch(t), UserData={"Fn::Base64": "#!/bin/bash\necho \"ECS_CLUSTER=$cluster\"\n"}), of="batch"),
+    Fault("systemd", "a misspelt directive of Batch's machines", "Restarts", lambda t: put(launch(t), UserData={"Fn::Base64": "#!/bin/bash\ncat > /etc/systemd/system/own.service <<'END'\n[Service]\nExecStart=/bin/true\nRestarts=no\nEND\n"}), of="batch"),
     Fault("rules", "machines that cannot be renewed", "AllocationStrategy 'BEST_FIT'", lambda t: put(machines(t), AllocationStrategy="BEST_FIT"), of="batch"),
     Fault("rules", "a role of our own for Batch", "ServiceRole must be left out", lambda t: put(p(t, "SpotMachines"), ServiceRole={"Fn::GetAtt": ["InstanceRole", "Arn"]}), of="batch"),
     Fault("rules", "an environment made anew", "ReplaceComputeEnvironment must be false", lambda t: drop(p(t, "SpotMachines"), "ReplaceComputeEnvironment"), of="batch"),

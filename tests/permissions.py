@@ -17,7 +17,7 @@ from localcloud.laptop import Laptop
 from templates import policies
 from templates.settings import Settings
 from templates.stacks import STACKS, rendered
-from tests.stacks_make import assets
+from tests.stacks_make import EVERYTHING, IMAGE, assets
 
 ACTORS = {
     "Ingest": "the ingest Lambda",
@@ -29,6 +29,19 @@ ACTORS = {
     "SpotFleet": "EC2, which keeps the Spot Fleet",
 }
 """By the title of its role, less `Role`."""
+OTHER_ACTORS = {
+    "image": {
+        "Build": "an instance on which an image is baked or tested",
+        "Builder": "Image Builder, which hands images out",
+        "CleanUp": "Image Builder, which removes old images",
+    },
+    "batch": {
+        "Worker": "a worker",
+        "Execution": "ECS, which starts a worker",
+        "Instance": "an instance: ECS's agent",
+    },
+}
+"""Of the other stacks, likewise."""
 
 
 @dataclass(frozen=True, order=True)
@@ -212,6 +225,41 @@ UNUSED_OPTIONS = (
     ),
 )
 """And of what settings add, the story of all options (test_stacks.py)."""
+UNUSED_BATCH = (
+    *(reason for reason in UNUSED if reason.actions[0] in ("s3:ListBucket", "s3:AbortMultipartUpload")),
+    Unused(
+        ("Worker",),
+        ("s3:GetObject", "s3:DeleteObject"),
+        "ResultsBucket/.checkpoints/*",
+        "the photographs of the story take no time to speak of, and leave no checkpoint (test_once.py)",
+    ),
+    Unused(
+        ("Worker",),
+        ("s3:ListBucket",),
+        "ResultsBucket",
+        "only a job that failed asks how often, and every photograph of this story is sound (test_once.py)",
+    ),
+    Unused(
+        ("Instance",),
+        ("ecs:UpdateContainerInstancesState",),
+        "container-instance/*",
+        "the ECS agent has it for draining itself at a Spot notice, which Batch does not turn on",
+    ),
+    Unused(
+        ("Instance",),
+        ("ecs:SubmitContainerStateChange",),
+        "cluster/*",
+        "the ECS agent has it for a container that changes without its task; the local agent tells of tasks only",
+    ),
+    Unused(
+        ("Execution",),
+        ("logs:CreateLogStream", "logs:PutLogEvents"),
+        "WorkerLogs",
+        "Batch does not say which of the two roles its log driver uses; the local cloud takes the instance's",
+    ),
+    *UNUSED_OPTIONS,
+)
+"""What the story of all options does not use on Batch (test_batch_local.py)."""
 
 WIDE = {
     "UploadsBucket/*": "whoever uploads chooses the name",
@@ -225,6 +273,9 @@ WIDE = {
     "volume/*": "it does not exist before the launch that makes it",
     "autoScalingGroup:*:autoScalingGroupName/OnDemandGroup": "the ARN has an id that only AWS knows",
     "autoScalingGroup:*:autoScalingGroupName/SpotGroup": "the ARN has an id that only AWS knows",
+    "ResultsBucket/.manifests/*": "a manifest is named for what it says",
+    "cluster/*": "Batch names the clusters that it makes, and says nowhere how",
+    "container-instance/*": "AWS chooses the id when an instance joins, and Batch the cluster",
     "ecr:*:*:repository/*": "where the image lies is said at deployment, and may be another account or region",
 }
 """Why a resource has a wildcard. A plain `*` is for actions that know no resource: parliament proves it of each."""
@@ -244,11 +295,11 @@ class Permission:
     task: str = ""
 
 
-def permissions(table: Mapping[str, Any]) -> list[Permission]:
-    """What settings come to. A statement's task is what the function in policies.py that made it says of itself."""
+def permissions(table: Mapping[str, Any], name: str = "cluster") -> list[Permission]:
+    """What settings come to in a template. A statement's task is what the function in policies.py that made it says of itself."""
     with pytest.MonkeyPatch.context() as patch:
         tasks = _overheard(patch)
-        template = json.loads(rendered(STACKS["cluster"](Settings.read(dict(table)), assets())))
+        template = json.loads(rendered(STACKS[name](Settings.read(dict(table)), assets())))
     return [
         Permission(
             actor,
@@ -351,6 +402,9 @@ def page() -> str:
             OPTIONAL,
             *_table("setting", "actor", "may", "by", "on", "only if"),
             *(_row(option, ACTORS[one.actor], *_cells(one)) for option, one in added),
+            OTHERS,
+            *_table("stack", "actor", "may", "by", "on", "only if"),
+            *_others(),
             WILD,
             *_table("resource", "why"),
             *(_row(f"`{on}`", why) for on, why in WIDE.items()),
@@ -359,6 +413,12 @@ def page() -> str:
             *(
                 _row(", ".join(ACTORS[actor] for actor in one.actors), _code(one.actions), f"`{one.on}`", one.why)
                 for one in (*UNUSED, *UNUSED_OPTIONS)
+            ),
+            NOT_USED_BATCH,
+            *_table("actor", "action", "on", "why"),
+            *(
+                _row(OTHER_ACTORS["batch"][one.actors[0]], _code(one.actions), f"`{one.on}`", one.why)
+                for one in UNUSED_BATCH
             ),
             "",
         ]
@@ -382,6 +442,13 @@ OPTIONAL = """
 
 Held against the record of a stack with all of these at once (tests/test_stacks.py), but for the profile.
 """
+OTHERS = """
+## The stacks image and batch
+
+Both with everything that settings can add. Of the stack `batch` all of it is held against the record of its story
+(tests/test_batch_local.py), of the stack `image` all but what AWS's own policies say (tests/test_image_local.py): those
+change with Image Builder, which is why they are there (docs/decisions/0030-an-image-of-our-own.md).
+"""
 WILD = """
 ## Why a resource has a wildcard
 
@@ -391,10 +458,21 @@ Authorization Reference. Others:
 NOT_USED = """
 ## Allowed, and not used in the story tests
 """
+NOT_USED_BATCH = """
+Of the stack `batch`:
+"""
 
 
-def _managed_policies() -> Iterator[tuple[str, Any]]:
-    template = json.loads(rendered(STACKS["cluster"](Settings(), assets())))
+def _others() -> Iterator[str]:
+    for name, table in {"image": IMAGE, "batch": EVERYTHING}.items():
+        actors = OTHER_ACTORS[name]
+        yield from (_row(f"`{name}`", actors[one.actor], *_cells(one)) for one in permissions(table, name))
+        for role, arn in _managed_policies(name):
+            yield _row(f"`{name}`", actors[role], "what AWS's own policy says", f"`{named(arn)}`", "", "")
+
+
+def _managed_policies(name: str = "cluster") -> Iterator[tuple[str, Any]]:
+    template = json.loads(rendered(STACKS[name](Settings(), assets())))
     for title, role in roles(template):
         yield from ((title.removesuffix("Role"), arn) for arn in role.get("ManagedPolicyArns", ()))
 
@@ -418,15 +496,19 @@ def _row(*cells: str) -> str:
 # What a deployed stack allows, and what it asked for
 
 
-def deployed_grants(cloud: Laptop, stack: str, template: Mapping[str, Any]) -> dict[Grant, set[str]]:
-    """What the roles of a stack may do; what AWS's managed policies say, too."""
+def deployed_grants(
+    cloud: Laptop, stack: str, template: Mapping[str, Any], managed: bool = True
+) -> dict[Grant, set[str]]:
+    """What the roles of a stack may do; with `managed` what AWS's own policies say, too."""
     grants: dict[Grant, set[str]] = {}
-    for grant, arn in _deployed(cloud, stack, template):
+    for grant, arn in _deployed(cloud, stack, template, managed):
         grants.setdefault(grant, set()).add(arn)
     return grants
 
 
-def _deployed(cloud: Laptop, stack: str, template: Mapping[str, Any]) -> Iterator[tuple[Grant, str]]:
+def _deployed(
+    cloud: Laptop, stack: str, template: Mapping[str, Any], with_managed: bool
+) -> Iterator[tuple[Grant, str]]:
     names, iam = _role_names(cloud, stack), cloud.client("iam")
     for title, role in roles(template):
         actor, name = title.removesuffix("Role"), names[title]
@@ -435,7 +517,8 @@ def _deployed(cloud: Laptop, stack: str, template: Mapping[str, Any]) -> Iterato
             for drawn, real in zip(policy["PolicyDocument"]["Statement"], live, strict=True):
                 for one, arn in zip(_listed(drawn["Resource"]), _listed(real["Resource"]), strict=True):
                     yield from ((Grant(actor, action, named(one)), arn) for action in _listed(real["Action"]))
-        for managed in iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"]:
+        attached = iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"] if with_managed else []
+        for managed in attached:
             version = iam.get_policy(PolicyArn=managed["PolicyArn"])["Policy"]["DefaultVersionId"]
             document = iam.get_policy_version(PolicyArn=managed["PolicyArn"], VersionId=version)["PolicyVersion"]
             for real in document["Document"]["Statement"]:

@@ -1,7 +1,7 @@
 """The stack `batch` by the stock command line: deployed, given work, interrupted, changed, deleted; and its commands."""
 
-import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,18 @@ from typing import Any
 import boto3
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 import build as command
+from localcloud import demo
+from localcloud.batchscene import BatchWindow
 from localcloud.image import REGISTRY
 from localcloud.laptop import ASSETS_BUCKET, PROJECT, WORKER_IMAGE, Laptop, laptop
+from localcloud.proof import prove_batch
 from localcloud.uploads import Upload, uploads
 from ops import batch as ops
 from ops.account import Account
 from tests.cloud import eventually
+from tests.permissions import UNUSED_BATCH, answers, deployed_grants, unused, wrong
 from tests.test_stacks import DEFAULTS, build, changed, client, left, resources, what_there_is
 
 pytestmark = [pytest.mark.story, pytest.mark.stacks, pytest.mark.timeout(480)]
@@ -77,6 +80,13 @@ def submitted(*words: str) -> dict[str, str]:
     done = run("submit", "--stack", "mine", *words)
     assert done.exit_code == 0, done.output
     return dict(line.split("  ", 1) for line in done.output.splitlines())
+
+
+def take_down(name: str, *words: str) -> tuple[int, str]:
+    """Exit status of `down`, and what it said."""
+    done = CliRunner().invoke(command.cli, ["down", "--stack", name, "--yes", *words])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    return done.exit_code, done.output
 
 
 def put(cloud: Laptop, bucket: str, *files: Upload) -> None:
@@ -139,8 +149,10 @@ def test_fifty_images_and_two_interruptions_and_nothing_is_lost(cloud: Laptop, t
     take_a_job(cloud, notice=True)
     take_a_job(cloud, notice=False)
 
-    # And in the midst of it all machines are replaced.
-    bigger = changed(settings, ("root_volume_gib = 60", "root_volume_gib = 80"))
+    # And in the midst of it all machines are replaced, by others and of other types.
+    bigger = changed(
+        settings, ("root_volume_gib = 60", "root_volume_gib = 80"), ('"g4dn.xlarge", "g4dn.2xlarge", ', "")
+    )
     again = deploy(cloud, build(tmp_path / "second", bigger) / "batch.json")
     assert {title for title in ids if ids[title] != again[title]} == set(), "nothing is made anew"
     assert {one["status"] for one in client(cloud, "batch").describe_compute_environments()["computeEnvironments"]} <= {
@@ -148,18 +160,10 @@ def test_fifty_images_and_two_interruptions_and_nothing_is_lost(cloud: Laptop, t
     }  # fmt: skip
 
     [end] = told(job)
-    hostile = {file.key for file in files if file.hostile}
-    assert (end["succeeded"], {one["key"] for one in end["failed"]}) == (45, hostile)
-    assert all(one["reason"] for one in end["failed"])
-    results = stored(cloud, ids["ResultsBucket"])
-    for file in files:
-        mine = [key for key in results if key.startswith(f"{file.key}/")]
-        assert len(mine) == (0 if file.hostile else 3), file.key
-        for key in mine:
-            body = client(cloud, "s3").get_object(Bucket=ids["ResultsBucket"], Key=key)["Body"].read()
-            Image.open(io.BytesIO(body)).load()
-    assert set(results.values()) == {1}, "every result is stored once"
-    assert not [key for key in results if key.startswith("elsewhere/")]
+    proof = prove_batch(files, ids, cloud.client, {one["key"]: one["reason"] for one in end["failed"]})
+    assert (end["succeeded"], proof.succeeded, proof.failed, proof.lost, proof.double) == (45, 45, 5, (), ())
+    assert len(stored(cloud, ids["ResultsBucket"])) == 3 * 45
+    assert BatchWindow(cloud.client, "mine", [job]).lost_attempts() == Counter(lost(cloud))
     for child in set(lost(cloud)):
         [seen] = client(cloud, "batch").describe_jobs(jobs=[child])["jobs"]
         assert len(seen["attempts"]) == 1 + lost(cloud).count(child), "and no attempt more"
@@ -172,6 +176,17 @@ def test_fifty_images_and_two_interruptions_and_nothing_is_lost(cloud: Laptop, t
     assert here(cloud) == none
     kept = {ids[title] for title in ("UploadsBucket", "ResultsBucket", "Key")}
     assert left(cloud, before) == kept
+
+
+def test_the_demo_takes_spot_away_twice_and_loses_nothing(tmp_path: Path) -> None:
+    assert demo.main(["--profile", "batch", "--out", str(tmp_path)]) == 0
+
+    summary = json.loads((tmp_path / "demo/summary.json").read_text())
+    said = {
+        name: summary[name] for name in ("uploads", "succeeded", "failed", "lost", "double_effects", "interruptions")
+    }
+    assert said == {"uploads": 50, "succeeded": 45, "failed": 5, "lost": 0, "double_effects": 0, "interruptions": 2}
+    assert summary["back_to_zero"]
 
 
 def test_every_option_is_deployed_and_works(cloud: Laptop, tmp_path: Path) -> None:
@@ -188,6 +203,10 @@ def test_every_option_is_deployed_and_works(cloud: Laptop, tmp_path: Path) -> No
     assert {one["lifecycle"] for one in launched} == {"spot"}
     shared = cloud.state / "files" / ids["SharedFiles"] / "spindrift"
     assert len([note for note in shared.iterdir() if not note.name.startswith(".")]) == 5, "each job has left its note"
+    template = json.loads((tmp_path / "all/build/batch.json").read_text())
+    grants, asked = deployed_grants(cloud, "mine", template), answers(cloud, "mine")
+    found = wrong(grants, asked) + unused(grants, asked, UNUSED_BATCH)
+    assert not found, "\n".join(found)
 
 
 def test_arrays_have_their_limits_and_failures_their_reasons(
@@ -211,10 +230,16 @@ def test_arrays_have_their_limits_and_failures_their_reasons(
     text = run("status", "--stack", "mine").output
     assert "p/bad" in text and failure["reason"] in text
 
-    # The same objects again: other jobs, the same results.
+    # The same objects again, half of them by another worker: other jobs, the same results.
     results = stored(cloud, ids["ResultsBucket"])
-    told(*submitted("--prefix", "p/"))
+    before = submitted("--prefix", "p/")
+    again = deploy(cloud, tmp_path / "built/build/batch.json", f"{REGISTRY}/{IMAGE}")
+    assert {title for title in ids if ids[title] != again[title]} == {"DefaultJob"}, "another revision"
+    after = submitted("--prefix", "p/")
+    assert {one["succeeded"] for one in told(*before, *after)} == {3, 0}
     assert stored(cloud, ids["ResultsBucket"]) == results
+    described = client(cloud, "batch").describe_jobs(jobs=[*before, *after])["jobs"]
+    assert len({one["jobDefinition"] for one in described}) == 2
 
     done = run("submit", "--stack", "mine", "--prefix", "nothing/")
     assert (done.exit_code, done.output) == (1, f"nothing in s3://{ids['UploadsBucket']} begins with 'nothing/'\n")
@@ -224,6 +249,18 @@ def test_arrays_have_their_limits_and_failures_their_reasons(
     client(cloud, "batch").terminate_job(jobId=job, reason="not that one")
     [end] = told(job)
     assert [one["reason"] for one in end["failed"]] == ["not that one"]
+
+    # The stack does not go as long as something is to do, unless it is meant.
+    again = submitted("--prefix", "p/")
+    code, said = take_down("mine")
+    assert (code, "add --end-jobs" in said) == (1, True)
+    assert [job for job in again if f"ends: job {job} of Batch" in said] == [*again]
+    assert "mine" in _stacks(cloud)
+    code, said = take_down("mine", "--end-jobs")
+    assert (code, "of Batch is told to end" in said, "proved: of mine" in said) == (0, True, True), said
+    assert here(cloud) == {kind: [] for kind in BATCH}
+    assert not _running(cloud)
+    assert f"kept: bucket {ids['ResultsBucket']} (holds objects)" in said
 
 
 def test_an_account_without_the_stack_is_told(cloud: Laptop) -> None:

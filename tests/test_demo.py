@@ -1,15 +1,20 @@
 """The demo's own judgement: it must be able to say no."""
 
+import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 import pytest
 from moto import mock_aws
+from rich.console import Console
 
+from localcloud.batchscene import BatchScene
 from localcloud.bill import bill
 from localcloud.demo import BLOWS, reaction_seconds, spread
-from localcloud.proof import prove
+from localcloud.proof import prove, prove_batch
+from localcloud.scene import picture
 from localcloud.uploads import AWKWARD_KEYS, PHOTOS, Upload, uploads
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -114,6 +119,61 @@ def test_a_result_that_no_job_owns_is_double(account):
     assert prove([GOOD], OUTPUTS, account).double == ("a.jpg/0/r.webp: no job names it",)
 
 
+def told_of_batch(account, told, *stored):
+    """The proof of one good and one hostile file, of which Batch told so and these results are stored."""
+    for key, body in stored:
+        account("s3").put_object(Bucket="results", Key=key, Body=body)
+    return prove_batch([GOOD, BAD], OUTPUTS, account, told)
+
+
+SOUND = [("a.jpg/1/r.webp", PICTURE), ("a.jpg/1/s.webp", PICTURE)]
+REJECTED = {"bad.jpg": "cannot be decoded"}
+
+
+def test_of_batch_a_sound_result_and_a_reason_are_right_and_what_is_between_is_left_out(account):
+    proof = told_of_batch(account, REJECTED, *SOUND, (".failures/1/1", b"why"))
+
+    assert (proof.succeeded, proof.failed, proof.lost, proof.double) == (1, 1, (), ())
+
+
+@pytest.mark.parametrize(
+    "case, told, stored, lost",
+    [
+        ("no result", REJECTED, [], "a.jpg"),
+        ("half a result", REJECTED, [("a.jpg/1/r.webp", PICTURE[:2000])], "a.jpg"),
+        ("a good file that failed", {**REJECTED, "a.jpg": "?"}, SOUND, "a.jpg"),
+        ("a hostile file that did not fail", {}, SOUND, "bad.jpg"),
+        ("a hostile file without a reason", {"bad.jpg": ""}, SOUND, "bad.jpg"),
+        ("a hostile file with a result", REJECTED, [*SOUND, ("bad.jpg/1/r.webp", PICTURE)], "bad.jpg"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_of_batch_a_loss_is_seen(account, case, told, stored, lost):
+    assert [one.partition(":")[0] for one in told_of_batch(account, told, *stored).lost] == [lost]
+
+
+def test_of_batch_fewer_results_than_of_another_are_a_loss(account):
+    for key, body in [*SOUND, ("b.jpg/2/r.webp", PICTURE)]:
+        account("s3").put_object(Bucket="results", Key=key, Body=body)
+
+    proof = prove_batch([GOOD, Upload("b.jpg", PICTURE)], OUTPUTS, account, {})
+
+    assert proof.lost == ("b.jpg: without all its results",)
+
+
+@pytest.mark.parametrize(
+    "case, stored, double",
+    [
+        ("written twice", [SOUND[0], *SOUND], "a.jpg/1/r.webp: 2 versions"),
+        ("two jobs", [SOUND[0], ("a.jpg/2/r.webp", PICTURE)], "a.jpg: 2 jobs"),
+        ("nobody's", [*SOUND, ("c.jpg/1/r.webp", PICTURE)], "c.jpg/1/r.webp: nobody uploaded it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_of_batch_what_is_double_is_seen(account, case, stored, double):
+    assert told_of_batch(account, REJECTED, *stored).double == (double,)
+
+
 def said(what, subject, seconds, **detail):
     return {"what": what, "subject": subject, "at": (NOON + timedelta(seconds=seconds)).isoformat(), **detail}
 
@@ -146,6 +206,32 @@ def test_a_reaction_is_counted_from_the_notice_for_instances_that_could_drain():
     ]
 
     assert reaction_seconds(diary) == [0.5]
+
+
+AT_WORK = BatchScene(
+    jobs={"RUNNABLE": 3, "STARTING": 1, "RUNNING": 2, "SUCCEEDED": 4, "FAILED": 1}, spot_running=2, on_demand_running=1
+)
+
+
+def test_the_picture_of_batch_tells_what_waits_works_and_is_done():
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(picture(AT_WORK, 11, 1, 9.0, [(7.0, "[red]EC2 takes back one instance[/]")]))
+    drawn = " ".join(console.export_text().split())
+
+    assert "5/11 objects done 3 waiting, 3 at work succeeded 4, failed 1" in drawn
+    assert "Spot instances 2 On-Demand 1 notices 1" in drawn
+    assert "7 s EC2 takes back one instance" in drawn
+    assert AT_WORK.told(11, 1) == "objects 5/11  waiting 3  at work 3  spot 2  on-demand 1  notices 1"
+
+
+@pytest.mark.parametrize(
+    "change, at_zero",
+    [({}, True), ({"jobs": {"RUNNABLE": 1}}, False), ({"spot_running": 1}, False), ({"on_demand_running": 1}, False)],
+)
+def test_batch_is_at_zero_when_nothing_waits_and_nothing_runs(change, at_zero):
+    done = BatchScene(jobs={"SUCCEEDED": 2}, spot_running=0, on_demand_running=0)
+
+    assert replace(done, **change).at_zero is at_zero
 
 
 def test_a_spread_of_one_and_of_none():

@@ -9,11 +9,11 @@ from click.testing import CliRunner
 import build
 from ops import doctor
 from ops.doctor import COULD_NOT_LOOK, OK, PROBLEM, Offered
-from templates.assets import Asset, Assets
 from templates.instance_types import INSTANCE_TYPES
 from templates.settings import Settings, Worker
-from templates.stacks import build_cluster
+from templates.stacks import STACKS
 from tests.cloud import Laptop, running_cloud
+from tests.stacks_make import assets
 
 ROOT = Path(__file__).parents[1]
 SMALL, LARGE = INSTANCE_TYPES["g4dn.xlarge"], INSTANCE_TYPES["g4dn.2xlarge"]
@@ -142,17 +142,16 @@ def test_whoever_calls_is_known_to_iam_by_kind_and_name(arn, principal):
     assert doctor.principal_of(arn) == principal
 
 
-@pytest.mark.parametrize("profile", ["fleet", "groups"])
-def test_every_service_of_the_template_has_an_action_that_is_asked_for(profile):
+@pytest.mark.parametrize(
+    "name, profile", [("cluster", "fleet"), ("cluster", "groups"), ("image", "fleet"), ("batch", "fleet")]
+)
+def test_every_service_of_the_template_has_an_action_that_is_asked_for(name, profile):
     settings = Settings.load(ROOT / "tests/everything.toml").model_copy(update={"profile": profile})
-    nothing = Asset("nothing", "0")
-    template = build_cluster(
-        settings, Assets(ingest=nothing, capacity=nothing, market=nothing, agent=nothing)
-    ).to_dict()
+    template = STACKS[name](settings, assets()).to_dict()
     services = {resource["Type"].split("::")[1].lower() for resource in template["Resources"].values()}
     prefixes = {"efs": "elasticfilesystem", "applicationautoscaling": "application-autoscaling"}
 
-    asked = {action.partition(":")[0] for action in doctor.actions_for(settings)}
+    asked = {action.partition(":")[0] for action in doctor.actions_for(settings, name)}
 
     assert {prefixes.get(service, service) for service in services} <= asked
 
@@ -202,6 +201,71 @@ def test_types_by_attributes_are_those_that_ec2_finds(cloud):
     assert code == 0, said
     assert "27 pools today" in said
     assert "p3" not in said
+
+
+@pytest.mark.parametrize("template", ["image", "batch"])
+def test_an_account_in_which_all_is_well_for_the_other_stacks(cloud, template):
+    code, said = examine(cloud, "--template", template)
+
+    assert (code, lines(said, PROBLEM), lines(said, COULD_NOT_LOOK)) == (0, [], []), said
+    assert "30 GiB on a root volume of 60" in said
+    assert "SpotFleet" not in said
+
+
+def test_for_batch_each_quota_is_held_against_what_it_may_buy(cloud, tmp_path):
+    file = tmp_path / "attributes.toml"
+    file.write_text("""
+        compute.attributes.gpu_names = ["t4"]
+        spot.allocation_strategy = "priceCapacityOptimized"
+        on_demand = { instance_types = ["g5.xlarge"], max_units = 4, urgency = "spot-only" }
+    """)
+    for market in ("spot", "on-demand"):
+        cloud.remote.do("market/quota", market=market, vcpus=8)
+    try:
+        code, said = examine(cloud, "--template", "batch", "--settings", str(file))
+    finally:
+        for market in ("spot", "on-demand"):
+            cloud.remote.do("market/quota", market=market, vcpus=None)
+
+    assert (code, len(lines(said, PROBLEM))) == (1, 2), said
+    assert "compute.max_units = 8 takes 32" in said
+    assert "g4dn" not in said, "Batch buys the types of On-Demand on Spot too"
+    assert "on_demand.max_units = 4 takes 16" in said
+
+
+def test_an_image_is_baked_where_one_instance_of_its_type_may_run(cloud, tmp_path):
+    file = tmp_path / "large.toml"
+    file.write_text('image.instance_types = ["g4dn.xlarge", "g5.4xlarge", "g99.large"]\n')
+    cloud.remote.do("market/quota", market="on-demand", vcpus=8)
+    try:
+        code, said = examine(cloud, "--template", "image", "--settings", str(file))
+    finally:
+        cloud.remote.do("market/quota", market="on-demand", vcpus=None)
+
+    assert code == 1
+    large, unknown = lines(said, PROBLEM)
+    assert "a build takes 16 (g5.4xlarge)" in large and "--desired-value 16" in said
+    assert "g99.large: EC2 has none" in unknown
+
+
+def test_an_image_of_ones_own_must_be_there(cloud):
+    cloud.client("ssm").put_parameter(Name="/imagebuilder/gone/ami", Value="ami-0123456789abcdef0", Type="String")
+
+    for parameter, why in (("/imagebuilder/gone/ami", "InvalidAMIID.NotFound"), ("/mine", "ParameterNotFound")):
+        code, said = examine(cloud, "--ami", parameter)
+        (problem,) = lines(said, PROBLEM)
+        assert (code, f"{parameter}: {why}" in problem, "build.py ami bakes one" in said) == (1, True, True)
+
+
+def test_a_role_that_a_service_makes_itself_is_no_problem(cloud):
+    iam, name = cloud.client("iam"), "AWSServiceRoleForBatch"
+    iam.delete_service_linked_role(RoleName=name)
+    try:
+        code, said = examine(cloud, "--template", "batch")
+    finally:
+        iam.create_service_linked_role(AWSServiceName="batch.amazonaws.com")
+
+    assert (code, f"{name}: not there yet; Batch makes it" in said) == (0, True)
 
 
 def test_a_missing_role_is_made_only_when_asked(cloud):

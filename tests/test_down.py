@@ -17,7 +17,7 @@ from moto import mock_aws
 import build
 from localcloud.laptop import PROJECT, laptop
 from localcloud.uploads import PHOTOS
-from ops import down
+from ops import down, kept
 from ops.account import Account
 from ops.remains import Remains, Resource
 from tests.cloud import Laptop, eventually, running_cloud
@@ -311,6 +311,23 @@ def test_a_log_group_that_comes_back_after_the_first_look_is_deleted_too(cloud, 
     left = {one["logGroupName"] for one in logs.describe_log_groups()["logGroups"]}
     assert (code, made["WorkerLogs"] in left) == (0, False)
     assert looks == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "kind, ours, delete_data, fate",
+    [
+        (kept.BUCKET, True, False, "stays"),
+        (kept.BUCKET, True, True, "goes with all that is in it"),
+        (kept.BUCKET, False, True, "stays, for this stack did not make it"),
+        (kept.QUEUE, True, False, "stays unless it is empty"),
+        (kept.KEY, True, True, "goes in 30 days"),
+        (kept.IMAGE, True, False, "stays"),
+        (kept.IMAGE, True, True, "goes, and what launches from it launches no more"),
+        (kept.POINTER, True, True, "goes, and a stack that has it as AmiId cannot be deployed again"),
+    ],
+)
+def test_it_is_told_what_becomes_of_what_outlives_its_stack(kind, ours, delete_data, fate):
+    assert down._fate(kind, ours, delete_data) == fate
 
 
 def anybody_but(cloud: Laptop, user: str, denied: str) -> dict[str, str]:

@@ -103,6 +103,11 @@ def test_every_judge_and_every_rule_of_ours_has_a_fault_to_see():
     assert [rule.__name__ for rule in RULES if rule not in {one for said in objecting().values() for one in said}] == []
 
 
+@pytest.mark.parametrize("name", ["image", "batch"])
+def test_every_judge_of_templates_sees_a_fault_in_every_stack(name):
+    assert {fault.judge for fault in FAULTS if fault.of.partition(" ")[0] == name} == set(JUDGES) - {"hadolint"}
+
+
 def test_a_fault_concerns_few_rules():
     """A rule that objects to everything would pass the table."""
     assert {name: said for name, said in objecting().items() if len(said) > 3} == {}

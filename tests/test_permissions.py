@@ -5,6 +5,7 @@ import pytest
 from tests.permissions import (
     OPTIONS,
     UNUSED,
+    UNUSED_BATCH,
     UNUSED_OPTIONS,
     WIDE,
     Answer,
@@ -15,7 +16,7 @@ from tests.permissions import (
     unused,
     wrong,
 )
-from tests.stacks_make import TABLES
+from tests.stacks_make import EVERYTHING, IMAGE, TABLES
 from tests.test_updates import CHANGES
 
 QUEUE = "arn:aws:sqs:us-east-1:123456789012:story-Jobs"
@@ -85,8 +86,9 @@ def test_a_reason_that_is_out_of_date_is_found(answers, grants, why):
 
 
 def test_every_wildcard_in_a_resource_has_a_reason_and_no_other_has():
-    tables = [{}, *TABLES.values(), *OPTIONS.values()]
-    wild = {on for table in tables for one in permissions(table) for on in one.on if "*" in on and on != "*"}
+    made = [permissions(table) for table in ({}, *TABLES.values(), *OPTIONS.values())]
+    made += [permissions(IMAGE, "image"), permissions(EVERYTHING, "batch")]
+    wild = {on for found in made for one in found for on in one.on if "*" in on and on != "*"}
 
     assert wild == WIDE.keys()
 
@@ -101,7 +103,17 @@ def test_the_page_has_every_setting_that_allows_an_actor_more():
             assert not more, f"{key} allows {sorted(more)}"
 
 
+@pytest.mark.parametrize(("name", "most"), [("image", IMAGE), ("batch", EVERYTHING)])
+def test_of_the_other_stacks_no_setting_allows_an_actor_more_than_the_page_says(name, most):
+    actions = {(one.actor, action) for one in permissions(most, name) for action in one.actions}
+
+    for key, tables in CHANGES.items():
+        for table in tables[:2]:
+            more = {(one.actor, action) for one in permissions(table, name) for action in one.actions} - actions
+            assert not more, f"{key} allows {sorted(more)}"
+
+
 def test_every_reason_is_a_sentence_without_an_end():
-    for why in [*WIDE.values(), *(one.why for one in (*UNUSED, *UNUSED_OPTIONS))]:
+    for why in [*WIDE.values(), *(one.why for one in (*UNUSED, *UNUSED_OPTIONS, *UNUSED_BATCH))]:
         assert len(why.split()) > 4
         assert not why.endswith(".")

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import build
 from localcloud.image import REGISTRY
 from localcloud.laptop import PROJECT
+from ops.account import not_of_a_cluster
 from ops.obstacles import CHAIN, Function, Look, Machine, Market, Pass, Queue, Retry, Stopped, obstacle
 from ops.status import Capacity, Report, Spend, Work, spend, work
 from ops.text import lasting, short
@@ -501,6 +502,18 @@ def name_of(laptop, title):
     return told["StackResourceDetail"]["PhysicalResourceId"]
 
 
+@pytest.mark.parametrize(
+    "arn, said",
+    [
+        ("arn:aws:imagebuilder:r:1:image-pipeline/mine", "which bakes images: python build.py ami --stack mine"),
+        ("arn:aws:batch:r:1:job-queue/mine-default", "build/batch.json: python build.py batch status --stack mine"),
+        ("a-bucket", "none of our stacks"),
+    ],
+)
+def test_of_another_stack_it_says_what_to_ask_instead(arn, said):
+    assert not_of_a_cluster("mine", {"Logs": "/aws/logs", "It": arn}).endswith(said)
+
+
 @pytest.mark.story
 def test_a_stack_that_is_none_of_ours_is_the_operators_mistake(cloud):
     laptop, _ = cloud
@@ -508,4 +521,4 @@ def test_a_stack_that_is_none_of_ours_is_the_operators_mistake(cloud):
     laptop.client("cloudformation").create_stack(StackName="other", TemplateBody=queue_only)
 
     assert run(laptop, "--stack", "none") == (2, "there is no stack none in us-east-1\n")
-    eventually(lambda: "none of ours" in run(laptop, "--stack", "other")[1], within=10, what="a refusal")
+    eventually(lambda: "none of our stacks" in run(laptop, "--stack", "other")[1], within=10, what="a refusal")

@@ -16,6 +16,8 @@ MAIL = {"email": "gpu-team@example.com"}
 BUDGET = {**MAIL, "monthly_budget_usd": 5}
 ONE_TYPE = {"instance_types": ["g5.xlarge"]}
 
+WEIGHED = {"compute": ONE_TYPE, "on_demand": ONE_TYPE}
+
 
 def queue(**keys):
     return {"queues": [{"name": "default", **keys}]}
@@ -41,6 +43,7 @@ CHANGES = {
     "compute.attributes.min_memory_mib": (attributes(), attributes(min_memory_mib=32768), FLEET),
     "compute.attributes.max_memory_mib": (attributes(), attributes(max_memory_mib=65536), FLEET),
     "compute.attributes.exclude": (attributes(), attributes(exclude=["p3.*"]), FLEET),
+    "compute.weights": (WEIGHED, {**WEIGHED, "compute": {**ONE_TYPE, "weights": {"g5.xlarge": 3}}}, FLEET),
     "compute.max_units": ({}, {"compute": {"max_units": 10}}, NOTHING),
     "compute.root_volume_gib": ({}, {"compute": {"root_volume_gib": 100}}, FLEET),
     "spot.allocation_strategy": ({}, {"spot": {"allocation_strategy": "priceCapacityOptimized"}}, FLEET),
@@ -67,6 +70,7 @@ CHANGES = {
     "worker.max_input_mib": ({}, {"worker": {"max_input_mib": 16}}, TASKS),
     "worker.max_output_mib": ({}, {"worker": {"max_output_mib": 16}}, TASKS),
     "worker.processors": ({}, {"worker": {"processors": 2}}, TASKS),
+    "worker.batch": ({}, {"worker": {"batch": 8}}, TASKS),
     "worker.scratch": ({}, {"worker": {"scratch": "memory"}}, TASKS),
     "worker.stop_timeout_seconds": ({}, {"worker": {"stop_timeout_seconds": 60}}, {"the fleet", "the tasks"}),
     "worker.shared_files": ({}, {"worker": {"shared_files": True}}, TASKS),
@@ -90,7 +94,27 @@ WORDS = {
     "AWS::EC2::SpotFleet": "the fleet",
     "AWS::ECS::TaskDefinition": "the tasks",
     "AWS::SNS::Subscription": "the mail subscription",
+    "AWS::Batch::ComputeEnvironment": "the environments",
+    "AWS::ImageBuilder::Component": "the recipe",
+    "AWS::ImageBuilder::ImageRecipe": "the recipe",
 }
+OTHERS = {
+    "image": {
+        "network.vpc_id": {"the network"},
+        "network.cidr": {"the network"},
+        "compute.root_volume_gib": {"the recipe"},
+        "worker.memory_mib": {"the recipe"},
+        "image.apps": {"the recipe"},
+        "AssetsBucket": {"the recipe"},
+        "WorkerImage": {"the recipe"},
+    },
+    "batch": {
+        "network.vpc_id": {"the network"},
+        "network.cidr": {"the network"},
+        "tags": {"the environments"},
+    },
+}
+"""Of the other stacks: the settings and parameters that make anything anew, and what."""
 PAGE = """\
 # What an update changes
 
@@ -117,6 +141,19 @@ version of the agent is a new fleet too: user data has its hash. New code of the
 
 | setting | made anew | taken away | stays behind |
 |---|---|---|---|
+"""
+
+OTHERS_PAGE = """
+## The stacks image and batch
+
+What the same settings make anew there; everything else changes in place, and buckets, key and shared files stay as above.
+
+- **the recipe**: the next image is baked from it. The images that there are stay as they are.
+- **the environments**: jobs that run on Batch's old machines are tried again on the new ones. For any other change Batch
+  renews its machines in place, each when its jobs are done. A queue that leaves the settings goes with all its jobs.
+
+| stack | setting or parameter | made anew |
+|---|---|---|
 """
 
 
@@ -202,6 +239,22 @@ def over(base, changes):
     }
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_of_the_other_stacks_a_change_loses_no_more_and_makes_anew_what_is_said(name):
+    anew = {}
+    for key, (before, after, _) in CHANGES.items():
+        sides = [stack(table, name=name) for table in (before, after)]
+        for old, new in (sides, reversed(sides)):
+            assert (lost(old, new), stuck(old, new)) == (set(), set())
+            anew.setdefault(key, set()).update(words(old, replaced(old, new)))
+    plain = stack({}, name=name)
+    for parameter in plain["Parameters"]:
+        assert lost(plain, plain, {parameter}) == set()
+        anew[parameter] = words(plain, replaced(plain, plain, {parameter}))
+
+    assert {key: found for key, found in anew.items() if found} == OTHERS[name]
+
+
 def test_what_holds_work_is_known():
     held = stateful(Stack(settled(cluster(TABLES["everything"]), True)))
 
@@ -262,7 +315,11 @@ def test_the_page_says_so_too(golden):
     rows = [row(key, *both_ways(*CHANGES[key][:2]), anew=CHANGES[key][2]) for key in CHANGES]
     rows += [f"| parameter `{name}` | {', '.join(sorted(PARAMETERS[name]))} | | |" for name in PARAMETERS]
 
-    golden("../../docs/updates.md", PAGE + "\n".join(rows) + "\n")
+    others = [
+        f"| `{name}` | `{key}` | {', '.join(anew)} |" for name, keys in OTHERS.items() for key, anew in keys.items()
+    ]
+
+    golden("../../docs/updates.md", "\n".join([PAGE + "\n".join(rows), OTHERS_PAGE + "\n".join(others), ""]))
 
 
 def row(key, *ways, anew):
