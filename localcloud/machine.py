@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from localcloud import catalog, substrate
+from localcloud import catalog, launchtimes, substrate
 from localcloud.control import Control, Refused
 from localcloud.host import OPEN, Host, Way
 from localcloud.instances import Instance
@@ -32,10 +32,6 @@ from localcloud.world import World
 if TYPE_CHECKING:
     from localcloud.ecs import Ecs
 
-BOOT_SECONDS = 40.0
-"""From `running` until cloud-init runs the user data."""
-START_SECONDS = 25.0
-"""From `running` until systemd starts the services, when user data has run at an earlier start."""
 SESSION_SECONDS = 6 * 3600
 RENEW_SECONDS = 15 * 60
 AT_ONCE = threading.Semaphore(4)
@@ -106,10 +102,10 @@ class Machines:
         return InstanceWay(self._network, instance) if self._network else OPEN
 
     def boot(self, instance: Instance) -> None:
-        """Power on. The user data runs some forty seconds of AWS's time later, once in an instance's life."""
+        """Power on. The user data runs when the system is up, once in an instance's life."""
         disk = self._disks.setdefault(instance.id, Disk(images=self._pulled(instance.blueprint.image_id)))
         self._machines[instance.id] = Machine(self, instance, disk)
-        seconds = START_SECONDS if disk.initialized else BOOT_SECONDS
+        seconds = launchtimes.RESTART if disk.initialized else launchtimes.BOOT
         self._due[instance.id] = self.world.now() + timedelta(seconds=self.world.scaled(seconds))
 
     def halt(self, instance: Instance) -> None:
@@ -326,6 +322,8 @@ class Machine:
 
     def _asked(self, program: str, words: Sequence[str]) -> tuple[int, str]:
         """What systemctl and its like do: (exit status, message)."""
+        if program == "shutdown" and words[-1:] != ["now"]:
+            return self._shut_down_later(words)
         if program != "systemctl":
             self._machines.power_off(self.instance)
             return 0, ""
@@ -346,6 +344,20 @@ class Machine:
             except (BadUnit, OSError) as error:
                 return 5, f"{name}: {error}\n"
         return 0, ""
+
+    def _shut_down_later(self, words: Sequence[str]) -> tuple[int, str]:
+        """`shutdown -h +MINUTES`, and no other way."""
+        match words:
+            case ["-h", later] if later.startswith("+") and later[1:].isdigit():
+                timer = threading.Timer(self._world.scaled(60.0 * int(later)), self._power_off_if_on)
+                timer.daemon = True
+                timer.start()
+                return 0, ""
+        return 1, f"the local cloud's shutdown does not play {' '.join(words)}\n"
+
+    def _power_off_if_on(self) -> None:
+        if not self.dead.is_set():
+            self._machines.power_off(self.instance)
 
     def _systemctl(self, verb: str, name: str) -> None:
         if name in BUILT_IN:
@@ -403,6 +415,7 @@ def _stubs(folder: Path) -> str:
     python = f'#!/bin/sh\nexec "{sys.executable}"'
     _program(folder / "curl", f'{python} "{STUBS / "curl.py"}" "$@"\n')
     _program(folder / "python3", f'{python} "$@"\n')
+    _program(folder / "lsblk", "#!/bin/sh\n")  # the laptop's own disks are none of an instance's
     for name in ASKING:
         _program(folder / name, (STUBS / "ask.sh").read_text())
     if shutil.which("sha256sum", path=PATH) is None:

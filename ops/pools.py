@@ -114,8 +114,9 @@ def of_stack(account: Account, stack: str) -> Report:
         return Report(
             [_remembered(item) for item in items], ["the market Lambda has not looked yet: it does each five minutes"]
         )
-    # What a change of the settings left behind is not looked at any more; the rest is, one after the other.
-    items = [item for item in items if seen - int(item.get("seen_at", 0)) < LEFT_BEHIND_SECONDS]
+    # What a change of the settings left behind is not looked at any more; the rest is, one after the other. What is
+    # bought On-Demand alone has a price and no state.
+    items = [item for item in items if "state" in item and seen - int(item.get("seen_at", 0)) < LEFT_BEHIND_SECONDS]
     sources = sorted({str(item["on_demand_from"]) for item in items if "on_demand_from" in item})
     count = sum(item["state"] == "open" for item in items)
     return Report(

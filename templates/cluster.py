@@ -145,6 +145,8 @@ def _container(settings: Settings, queue: Queue, data: Data, log_group: logs.Log
         ecs.MountPoint(SourceVolume="host", ContainerPath=HOST_DIR, ReadOnly=True),
         ecs.MountPoint(SourceVolume="scratch", ContainerPath=SCRATCH_DIR, ReadOnly=False),
     ]
+    if worker.batch > 1:
+        environment["SPINDRIFT_BATCH"] = str(worker.batch)
     if several := _gpus_by_type(settings):
         environment["SPINDRIFT_GPUS_BY_TYPE"] = json.dumps(several)
     if worker.shared_files:

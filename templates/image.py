@@ -164,6 +164,7 @@ def document(settings: Settings, component: Component) -> str:
 def _filled(script: str, settings: Settings) -> str:
     placed = [f"place {app} {family} {key}" for app, family, key in _archives(settings)]
     for place, text in (
+        ("{DISK}", part("disk.sh")),
         ("{SHARED}", part("shared.sh")),
         ("{MEMORY_MIB}", str(settings.worker.memory_mib)),
         ("{PLACED}", "\n".join(placed)),

@@ -43,12 +43,14 @@ def add(
     steers = "spot_fleet" in machines.metrics and settings.compute.attributes is None
     environment: dict[str, Any] = {
         "POOLS_TABLE": Ref(data.pools),
-        "TYPES": json.dumps({name: INSTANCE_TYPES[name].gpus for name in types(settings)}),
+        "TYPES": json.dumps({name: settings.units_of(name) for name in types(settings)}),
         "SUBNETS": Join(
             ",", [If(one.condition, one.subnet, "") if one.condition else one.subnet for one in network.places]
         ),
         "MAX_UNITS": str(settings.compute.max_units),
     }
+    if others := [name for name in settings.on_demand.instance_types if name not in types(settings)]:
+        environment["ON_DEMAND_TYPES"] = ",".join(others)
     statements = [
         policies.see_market(),
         policies.remember_pools(data.pools),

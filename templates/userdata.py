@@ -4,6 +4,10 @@ The image has no `aws` command (it is built on al2023-ami-minimal), so the agent
 An image of our own (image.py) has it already, and nothing is fetched; what the script shares with that image's
 components are files in components/.
 
+An instance with disks of its own (instance store) has its tasks' scratch space there. NVMe devices of that kind are
+called "Amazon EC2 NVMe Instance Storage" (EC2 User Guide, "NVMe instance store volumes"), and ECS keeps the volumes of
+tasks in /var/lib/docker/volumes (ECS Developer Guide, "Docker volumes").
+
 An instance that cannot install the agent still works and still drains at a Spot notice, by ECS and by EventBridge; the
 script says what failed and exits with 1, which cloud-init reports on the console and in its log.
 
@@ -56,6 +60,13 @@ AWS_DEFAULT_REGION=${AWS::Region}
 EOF
 systemctl daemon-reload
 systemctl enable --now spindrift-agent.service
+
+# cloud-init runs it at each later boot, before ECS starts too.
+mkdir -p /var/lib/cloud/scripts/per-boot
+cat > /var/lib/cloud/scripts/per-boot/spindrift-disk <<'EOF'
+{disk.sh}EOF
+chmod 755 /var/lib/cloud/scripts/per-boot/spindrift-disk
+/var/lib/cloud/scripts/per-boot/spindrift-disk
 """
 
 UNIT = f"""[Unit]

@@ -2,7 +2,8 @@
 
 FOLDER/user-data.sh is run by its own first line, at its own absolute paths. Above /etc, /opt, /run and /var/lib lie
 overlays, so that what it leaves is seen and nothing of it stays. The metadata service has its real address; S3 has its
-real name, speaks TLS and refuses what is not signed as S3 wants it. systemctl only says what it heard.
+real name, speaks TLS and refuses what is not signed as S3 wants it. systemctl only says what it heard, and lsblk that
+there are no disks: this machine's own are not to be formatted.
 
 FOLDER/order.json says {"life_cycle", "agent": what S3 has for every key, "s3_status"}; FOLDER/report.json is the answer.
 """
@@ -27,6 +28,7 @@ from tests.metadata_server import ACCESS_KEY, SECRET_KEY, LocalServer, MetadataS
 
 WATCHED = ("etc", "opt", "run", "var/lib")
 S3_NAME = f"s3.{REGION}.amazonaws.com"
+NO_DISKS = "#!/bin/sh\n"
 SYSTEMCTL = '#!/bin/sh\necho "$@" >> "$HEARD"\n'
 
 
@@ -120,8 +122,9 @@ def main(folder):
     scratch, tools, heard = folder / "scratch", folder / "tools", folder / "heard"
     for each in (scratch, tools):
         each.mkdir()
-    (tools / "systemctl").write_text(SYSTEMCTL)
-    (tools / "systemctl").chmod(0o755)
+    for name, text in {"systemctl": SYSTEMCTL, "lsblk": NO_DISKS}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
     heard.touch()
     certificate(folder / "s3.pem", S3_NAME)
     cover(scratch)

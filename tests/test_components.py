@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -30,7 +31,10 @@ DISKS = """\
 125000000000 /dev/nvme1n1 Amazon EC2 NVMe Instance Storage
 600000000000 /dev/nvme2n1 Amazon EC2 NVMe Instance Storage
 """
-NO_DISKS = "#!/bin/sh\n"
+OWN_DISK = "/dev/nvme2n1"
+OWN = "tmpfs"
+"""What stands for the file system on it."""
+BOOT = "/usr/local/sbin/spindrift-shared\n"
 MEMORY = {"/proc/meminfo": "MemTotal: 16777216 kB\nMemFree: 1 kB\n"}
 PROBE = (
     "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/u /mnt/w /mnt/r && "
@@ -90,6 +94,29 @@ def bake(tmp_path):
         return json.loads((folder / "report.json").read_text())
 
     return run
+
+
+def disks(label, gb=600):
+    """Tools of an instance with disks of its own, and a root volume of 64 GB; what is mounted from the largest is really
+    mounted, from memory.
+    """
+    mount = f"""#!/bin/sh
+case $* in
+  *" {OWN_DISK} "*) exec mount-really --types tmpfs --options noatime,nodev,nosuid tmpfs /mnt/spindrift ;;
+esac
+exec mount-really "$@"
+"""
+    return {
+        "lsblk": f"#!/bin/sh\ncat <<'EOF'\n{DISKS}EOF\n", "blkid": f"#!/bin/sh\necho {label}\n",
+        "df": f"#!/bin/sh\necho 1K-blocks\ncase $2 in /mnt/*) echo {gb}000000 ;; *) echo 64000000 ;; esac\n",
+        "mkfs.xfs": HEARS, "mount": mount, "mount-really": f'#!/bin/sh\nexec {shutil.which("mount")} "$@"\n',
+    }  # fmt: skip
+
+
+def mounted(report, place):
+    """What is mounted there: which folder of which kind of file system, and how (man 5 proc_pid_mountinfo)."""
+    [words] = [line.split() for line in report["all_mounts"] if line.split()[4] == place]
+    return {"from": words[3], "kind": words[words.index("-") + 1], "how": set(words[5].split(","))}
 
 
 def shared_at_boot():
@@ -203,9 +230,9 @@ def test_shared_is_set_up_by_a_unit_before_any_task_could_mount_it(bake):
     ],
 )
 def test_without_a_disk_shared_is_the_memory_that_nobody_needs(bake, case, gpus, mib):
-    report = bake(shared_at_boot(), files={**MEMORY, **gpus}, tools={"lsblk": NO_DISKS})
+    report = bake(scripts()["SharedComponent build"], BOOT, files={**MEMORY, **gpus})
 
-    assert report["done"] == [[0, ""]]
+    assert report["done"][1] == [0, ""]
     [mount] = report["mounts"]
     assert mount.startswith("tmpfs /shared tmpfs ") and f"size={mib * 1024}k" in mount
     assert report["shared"] == ["1777"]
@@ -213,26 +240,64 @@ def test_without_a_disk_shared_is_the_memory_that_nobody_needs(bake, case, gpus,
 
 def test_without_memory_to_spare_it_is_a_folder(bake):
     small = {"/proc/meminfo": "MemTotal: 13600000 kB\n"}
-    report = bake(shared_at_boot(), files={**small, **NVIDIA}, tools={"lsblk": NO_DISKS})
+    report = bake(scripts()["SharedComponent build"], BOOT, files={**small, **NVIDIA})
 
     assert (report["mounts"], report["shared"]) == ([], ["1777"])
-    assert "no memory to spare" in report["done"][0][1]
+    assert "no memory to spare" in report["done"][1][1]
 
 
 @pytest.mark.parametrize(
     ("case", "label", "formatted"),
     [("new: it is formatted", "", 1), ("after a reboot: it is as it was", "spindrift", 0)],
 )
-def test_with_a_disk_of_its_own_the_largest_is_shared(bake, case, label, formatted):
-    tools = {
-        "lsblk": f"#!/bin/sh\ncat <<'EOF'\n{DISKS}EOF\n", "blkid": f"#!/bin/sh\necho {label}\n",
-        "mkfs.xfs": HEARS, "mount": HEARS,
-    }  # fmt: skip
-    report = bake(shared_at_boot(), files=MEMORY, tools=tools)
+def test_on_the_largest_disk_of_its_own_are_shared_and_scratch_space(bake, case, label, formatted):
+    report = bake(scripts()["SharedComponent build"], BOOT, files=MEMORY, tools=disks(label))
 
-    assert report["done"] == [[0, ""]]
-    made = ["mkfs.xfs -q -f -K -L spindrift /dev/nvme2n1"] * formatted
-    assert report["heard"] == [*made, "mount --options noatime,nodev,nosuid /dev/nvme2n1 /shared"]
+    assert report["done"][1:] == [[0, ""]]
+    assert report["heard"][2:] == [f"mkfs.xfs -q -K -L spindrift {OWN_DISK}"] * formatted
+    shared, volumes = (mounted(report, place) for place in ("/shared", "/var/lib/docker/volumes"))
+    assert (shared["kind"], volumes["kind"]) == (OWN, OWN)
+    assert (shared["from"], volumes["from"]) == ("/shared", "/volumes")
+    assert {"nodev", "nosuid", "noatime"} <= shared["how"] & volumes["how"]
+    assert report["shared"] == ["1777"]
+
+
+@pytest.mark.parametrize("boots", [1, 2])
+def test_scratch_space_is_on_the_largest_disk_of_its_own_whatever_the_image(bake, boots):
+    again = "/var/lib/cloud/scripts/per-boot/spindrift-disk\n"
+    report = bake(first_boot(), *([again] * (boots - 1)), tools=disks(""))
+
+    assert report["done"] == [[0, ""]] * boots
+    assert report["heard"][2:] == [f"mkfs.xfs -q -K -L spindrift {OWN_DISK}"]
+    volumes = mounted(report, "/var/lib/docker/volumes")
+    assert (volumes["kind"], volumes["from"]) == (OWN, "/volumes")
+
+
+def test_a_root_volume_that_was_made_larger_has_the_scratch_space(bake):
+    report = bake(scripts()["SharedComponent build"], BOOT, files=MEMORY, tools=disks("", gb=60))
+
+    assert report["done"][1:] == [[0, ""]]
+    assert mounted(report, "/shared")["from"] == "/shared"
+    assert not [line for line in report["all_mounts"] if "/var/lib/docker" in line]
+
+
+def test_user_data_and_the_image_s_own_unit_do_not_get_in_each_other_s_way(bake):
+    report = bake(scripts()["SharedComponent build"], BOOT, first_boot(), files=MEMORY, tools=disks(""))
+
+    assert [status for status, _ in report["done"]] == [0, 0, 0], report["done"]
+    assert sum(line.startswith("mkfs") for line in report["heard"]) == 1
+    assert mounted(report, "/shared") and mounted(report, "/var/lib/docker/volumes")
+
+
+def test_a_disk_that_cannot_be_had_costs_neither_the_agent_nor_shared(bake):
+    broken = {**disks(""), "mkfs.xfs": "#!/bin/sh\necho appears to contain an existing filesystem >&2; exit 1\n"}
+    report = bake(scripts()["SharedComponent build"], BOOT, first_boot(), files={**MEMORY, **NVIDIA}, tools=broken)
+
+    built, boot, user_data = report["done"]
+    assert (built[0], boot[0], user_data[0]) == (0, 0, 1)
+    assert "existing filesystem" in user_data[1]
+    assert report["mounts"][0].startswith("tmpfs /shared tmpfs ")
+    assert "systemctl enable --now spindrift-agent.service" in report["heard"]
 
 
 @pytest.mark.parametrize(("mode", "status"), [("1777", 0), ("755", 1)])
@@ -245,19 +310,20 @@ def test_a_shared_that_not_everybody_has_fails_the_image(bake, mode, status):
 
 def test_what_was_built_for_the_family_is_unpacked(bake):
     template = stack(IMAGE, name="image")
-    build = components(template, {"AssetsBucket": "my-assets"})["AppsComponent build"]
-    report = bake(build, shared_at_boot(), objects=ARCHIVES, family="g5", files=MEMORY, tools={"lsblk": NO_DISKS})
+    made = components(template, {"AssetsBucket": "my-assets"})
+    build = [made["AppsComponent build"], made["SharedComponent build"]]
+    report = bake(*build, BOOT, objects=ARCHIVES, family="g5", files=MEMORY)
 
-    assert [status for status, _ in report["done"]] == [0, 0], report["done"]
+    assert [status for status, _ in report["done"]] == [0, 0, 0], report["done"]
     assert report["shared"] == ["1777", "./octave/program"]
     assert len(report["asked"]) == 3
 
 
 def test_a_family_that_nobody_built_for_boots_all_the_same(bake):
     files = {**MEMORY, "/opt/spindrift/apps/octave/g4dn": tar(program="x")}
-    report = bake(shared_at_boot(), files=files, family="p5", tools={"lsblk": NO_DISKS})
+    report = bake(scripts()["SharedComponent build"], BOOT, files=files, family="p5")
 
-    assert report["done"] == [[0, "spindrift: nothing of /opt/spindrift/apps/octave was built for p5\n"]]
+    assert report["done"][1:] == [[0, "spindrift: nothing of /opt/spindrift/apps/octave was built for p5\n"]]
 
 
 @pytest.mark.parametrize(

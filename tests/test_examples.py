@@ -52,7 +52,7 @@ def steps(worker):
 def test_every_example_is_run_here_and_told_of():
     names = sorted(each.name for each in EXAMPLES.iterdir() if each.is_dir() and each.name != "__pycache__")
 
-    assert names == ["longsum", "unpack", "wordcount", "words"]
+    assert names == ["longsum", "nearest", "unpack", "wordcount", "words"]
     for name in names:
         assert f"]({name})" in (EXAMPLES / "README.md").read_text()
         assert (EXAMPLES / name / "README.md").exists()
@@ -217,3 +217,22 @@ def test_a_photograph_that_is_shared_comes_out_the_same(bench):
 
     assert shared["parts_total"] > 1
     assert [body(bench, key) for key in shared["outputs"]] == [body(bench, key) for key in outputs]
+
+
+def test_small_jobs_that_share_a_call_and_only_bad_ones_fail(bench):
+    vectors = {"cat": [0.9, 0.1, 0.0], "dog": [0.1, 0.8, 0.3]}
+    texts = ["[1, 0, 0]", "[0, 1, 0.4]", "[9, 1, 0]", "[0, 0, 7]", "no vector", "[1, 2]", "[5, 4, 3]", "[4, 5, 6]"]
+    with bench.worker(**brought("nearest", vectors=vectors), SPINDRIFT_BATCH="4") as worker:
+        bench.until_state(bench.job(b"[2, 2, 2]", "first"), "SUCCEEDED", LONG)
+        jobs = [bench.job(text.encode(), f"{n}.json") for n, text in enumerate(texts)]
+        records = [
+            bench.until_state(job_id, "FAILED" if n in (4, 5) else "SUCCEEDED", LONG) for n, job_id in enumerate(jobs)
+        ]
+        until(lambda: sum(line["event"] == "settled" for line in worker.said()) == 9)
+
+    found = [
+        json.loads(body(bench, record["outputs"][0]))["name"] for n, record in enumerate(records) if n not in (4, 5)
+    ]
+    assert found == ["cat", "dog", "cat", "dog", "cat", "dog"]
+    assert ["no list of numbers" in record.get("error", "") for record in records] == [n == 4 for n in range(8)]
+    assert not any(record.get("failures") for n, record in enumerate(records) if n not in (4, 5))

@@ -106,7 +106,7 @@ def test_every_script_is_used_and_fits():
     template = stack(IMAGE, name="image")
     data = [filled(template, p(template, title)["Data"]) for title in of_type(template, "AWS::ImageBuilder::Component")]
 
-    assert files == used | {"shared.sh"}
+    assert files == used | {"disk.sh", "shared.sh"}
     assert max(map(len, data)) < MOST_DATA
     assert not [text for text in data if re.search(r"\{[A-Z_]+\}", text)], "a place that nobody filled"
 

@@ -451,6 +451,17 @@ def test_an_instance_may_switch_itself_off(laptop):
     assert until(lambda: off == [one])
 
 
+def test_an_instance_may_say_when_it_switches_itself_off(laptop):
+    off = []
+    laptop.machines.on_poweroff(off.append)
+
+    later = laptop.boot("#!/bin/bash\nshutdown -h +600\n")
+    soon = laptop.boot("#!/bin/bash\nset -e\nshutdown -h +1\n")
+
+    assert until(lambda: off == [soon])
+    assert later not in off
+
+
 @pytest.mark.parametrize(
     "text, moved",
     [

@@ -13,6 +13,7 @@ from market_make import ENVIRONMENT, World, settings
 from moto import mock_aws
 from stacks_make import EVERYTHING, GIVEN_VPC, TABLES, stack
 
+from gpu_worker.cost import usd_per_hour
 from localcloud import catalog
 from localcloud.requirements import satisfying
 from market import prices
@@ -362,6 +363,26 @@ def test_the_table_tells_of_every_pool(world):
     assert world.offered() == ALL
 
 
+def test_what_is_bought_on_demand_alone_has_its_price_and_is_no_pool(tmp_path, capsys):
+    with mock_aws():
+        world = World(tmp_path, ON_DEMAND_TYPES="g6.2xlarge")
+        world.table.put_item(Item={"pool": "g6.2xlarge/us-east-1a", "state": "open", "spot_usd": 1, "taken": [7]})
+        for _ in range(3):
+            world.run(minutes=5)
+
+        rows = world.rows()
+        assert world.calls["GetProducts"] == 5  # one for each type
+        assert world.offered() == ALL
+    others = {pool: rows[pool] for pool in rows.keys() - ALL}
+    assert others.keys() == {"g6.2xlarge/us-east-1a", "g6.2xlarge/us-east-1b"}
+    for row in others.values():
+        assert float(row.pop("on_demand_usd")) == catalog.on_demand_usd("g6.2xlarge")
+        assert row.keys() - {"taken"} == {"pool", "on_demand_from", "on_demand_at", "seen_at"}
+        assert usd_per_hour({**row, "on_demand_usd": 1.5}, "on-demand") == 1.5 and usd_per_hour(row, "spot") is None
+    assert others["g6.2xlarge/us-east-1a"]["taken"] == [7]
+    assert "8 of 8 pools are worth having" in capsys.readouterr().out
+
+
 def test_a_price_is_the_average_of_the_past_hour(world):
     world.price(ONE, 0.4)
     world.ec2.world.advance(1800)
@@ -674,6 +695,14 @@ def test_with_all_pools_open_the_fleet_has_what_its_template_says(table):
 
     back = [{**one, "SubnetId": json.loads(one["SubnetId"].replace(";", ","))} for one in offered]
     assert sorted(back, key=json.dumps) == sorted(said, key=json.dumps)
+
+
+def test_it_is_told_of_types_that_are_bought_on_demand_alone():
+    both = {"compute": {"instance_types": ["g5.xlarge", "g6.xlarge"]}}
+
+    assert "ON_DEMAND_TYPES" not in function({**both, "on_demand": {"instance_types": ["g5.xlarge"]}})
+    told = function({**both, "on_demand": {"instance_types": ["g4dn.xlarge", "g5.xlarge", "g4dn.2xlarge"]}})
+    assert told["ON_DEMAND_TYPES"] == "g4dn.xlarge,g4dn.2xlarge"
 
 
 @pytest.mark.parametrize("name", ["everything", "groups"])

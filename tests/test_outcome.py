@@ -397,6 +397,16 @@ def test_as_many_jobs_are_taken_as_begin_soon(case, lanes, eta, waiting, storing
     assert to_take(frees, eta, waiting, storing) == expected
 
 
+@pytest.mark.parametrize(
+    ("batch", "waiting", "storing", "expected"),
+    [(1, 20, 0, 0), (10, 20, 0, 0), (32, 20, 0, 10), (32, 60, 0, 0), (32, 10, 32, 10), (32, 31, 32, 0)],
+)
+def test_there_is_enough_for_two_batches_and_less_while_one_is_stored(batch, waiting, storing, expected):
+    eta = timedelta(milliseconds=10)
+
+    assert to_take([timedelta(0)], eta, waiting, storing, batch) == expected
+
+
 @given(lanes=st.lists(lane, min_size=1, max_size=4), eta=pace, waiting=few, storing=few)
 def test_never_more_is_taken_than_sqs_gives_or_lanes_begin(lanes, eta, waiting, storing):
     taken = to_take(lanes, eta, waiting, storing)

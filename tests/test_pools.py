@@ -137,6 +137,14 @@ def test_a_stack_shows_what_its_lambda_knows(account, world):
     assert report.notes == ["7 of 8 pools are open, seen at 2026-08-01 12:00 UTC", "On-Demand by the price list"]
 
 
+def test_what_a_stack_buys_on_demand_alone_is_no_pool(account, world):
+    world.run()
+    row = {"pool": "p3.2xlarge/us-east-1a", "on_demand_usd": 3, "seen_at": int(world.now.timestamp())}
+    world.table.put_item(Item=row)
+
+    assert len(shown(of_stack(account, "one"))) == 8
+
+
 def test_before_the_first_look_there_is_nothing_but_that(account, world):
     world.take("g5.xlarge/us-east-1a", world.now)
 

@@ -103,6 +103,19 @@ def test_every_library_that_is_here_gives_the_same_bytes(arrays):
                 assert resized(arrays, image, size, kernel) == image.resize(size, name).tobytes(), (image, size, name)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(20, 31), (100, 20), (60, 90), (70, 10)])
+def test_several_in_one_go_are_each_as_alone(arrays, mode, size):
+    pictures = [noise(mode, (60, 90), seed, seed == 1) for seed in range(3)]
+    stack = arrays.put(np.stack([np.array(each).reshape(90, 60, -1) for each in pictures]))
+
+    made = arrays.get(resample.resize(arrays, stack, size, resample.LANCZOS, alpha=mode == "RGBA"))
+
+    assert [each.tobytes() for each in made] == [
+        each.resize(size, Image.Resampling.LANCZOS).tobytes() for each in pictures
+    ]
+
+
 @pytest.mark.parametrize(
     "case, whole, size, expected",
     [

@@ -66,9 +66,9 @@ def idle_worker(folder, **told):
     (folder / "instance.json").write_text(json.dumps({"lifecycle": "on-demand", "containerInstanceArn": HOST, **told}))
     clock = Clock()
     host, cloud = Hosted(folder, clock), Quiet(clock)
-    lanes = Lanes([SimpleNamespace(kill=lambda: None)], None)
+    lanes = Lanes([SimpleNamespace(kill=lambda: None)], None, clock)
     clock.then[NOON + timedelta(minutes=2)] = lambda: host.stop(clock())
-    settings = SimpleNamespace(stack="cell", queue="default")
+    settings = SimpleNamespace(stack="cell", queue="default", batch=1)
     carrier = Carrier(settings, cloud, host, lanes, None, "task", clock)
     worker = Worker(settings, cloud, host, lanes, carrier, Protection(None), clock, start=lambda work: work())
     return clock, cloud, worker.run

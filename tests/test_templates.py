@@ -235,6 +235,11 @@ def test_the_worker_has_a_gpu_the_notice_file_and_time_to_stop():
     assert worker["ReadonlyRootFilesystem"] is True
 
 
+def test_a_worker_is_told_how_many_jobs_it_may_do_together():
+    assert "SPINDRIFT_BATCH" not in container("DefaultTask")["Environment"]
+    assert container("DefaultTask", worker={"batch": 16})["Environment"]["SPINDRIFT_BATCH"] == "16"
+
+
 def test_a_job_is_never_lost_to_the_number_of_its_interruptions():
     """SQS counts every receive, a release too; the worker counts failures."""
     assert resource("DefaultJobs")["RedrivePolicy"]["maxReceiveCount"] == 1000

@@ -97,6 +97,10 @@ def test_it_leaves_these_files_and_folders_and_no_others(boot):
         "/opt/spindrift": "0o755",
         "/opt/spindrift/agent.pyz": "0o644",
         "/run/spindrift": "0o755",
+        "/var/lib/cloud": "0o755",
+        "/var/lib/cloud/scripts": "0o755",
+        "/var/lib/cloud/scripts/per-boot": "0o755",
+        "/var/lib/cloud/scripts/per-boot/spindrift-disk": "0o755",
         "/var/lib/spindrift": "0o755",
     }
 

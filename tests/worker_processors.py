@@ -38,6 +38,14 @@ def ordered(source, output_dir, job):
     (output_dir / "done").write_text(order)
 
 
+def process_many(sources, output_dirs, jobs):
+    """Each as `ordered` does it, and how many they were."""
+    with Path(jobs[0]["options"]["diary"]).open("a") as diary:
+        diary.write(f"together-{len(jobs)}\n")
+    for each in zip(sources, output_dirs, jobs, strict=True):
+        ordered(*each)
+
+
 def bomb(kind, output_dir):
     """What a decoder that was led astray might do."""
     match kind:

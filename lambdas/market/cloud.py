@@ -27,6 +27,8 @@ PAST = timedelta(hours=1)
 ASK_AGAIN = timedelta(hours=6)
 """After which what hardly changes, and what EC2 lets us ask seldom, is asked again."""
 LINUX = "Linux/UNIX"
+OF_SPOT = ("spot_usd", "score", "scored_at", "state", "until", "why")
+"""What the row of a Spot pool says beside its price On-Demand."""
 FEWEST_TYPES = 3
 """With fewer the placement score is always low (API reference, GetSpotPlacementScores)."""
 
@@ -49,13 +51,31 @@ class Row:
     scored_at: datetime | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A type in a zone where it is bought On-Demand alone: no Spot pool of ours, but a worker asks what it costs."""
+
+    place: Pool
+    on_demand: Price | None
+    on_demand_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Every pool of ours, what else is bought, and what could not be asked."""
+
+    rows: list[Row]
+    listed: list[Listed]
+    unknown: list[str]
+
+
 class Cloud(Protocol):
     """What a pass needs of the world."""
 
-    def look(self, now: datetime) -> tuple[list[Row], list[str]]:
-        """Every pool of ours, and what could not be asked; or raise CouldNotLook."""
+    def look(self, now: datetime) -> Seen:
+        """Look at the market and the table, or raise CouldNotLook."""
 
-    def remember(self, rows: Sequence[Row], verdicts: Mapping[Pool, Verdict], now: datetime) -> None:
+    def remember(self, seen: Seen, verdicts: Mapping[Pool, Verdict], now: datetime) -> None:
         """Write the table, or raise CouldNotApply."""
 
     def offer(self, pools: Collection[Pool]) -> str:
@@ -112,7 +132,7 @@ class Aws:
         self._pricing: Any = session.client("pricing", region_name=where, config=config) if where else None
         self._zones: dict[str, tuple[str, str]] = {}
 
-    def look(self, now: datetime) -> tuple[list[Row], list[str]]:
+    def look(self, now: datetime) -> Seen:
         """Every pool: what the table remembers, with the past hour's prices, and what is due to be asked again."""
         with _as(CouldNotLook):
             zones = self._where()
@@ -141,35 +161,46 @@ class Aws:
                     scored_at=scored or _moment(item.get("scored_at")),
                 )
             )
-        return rows, unknown
+        listed = [
+            Listed(place=Pool(kind, zone), on_demand=on_demand[kind][0], on_demand_at=on_demand[kind][1])
+            for kind in self._settings.listed
+            for zone in names
+        ]
+        return Seen(rows=rows, listed=listed, unknown=unknown)
 
-    def remember(self, rows: Sequence[Row], verdicts: Mapping[Pool, Verdict], now: datetime) -> None:
-        """Write what is known and decided, one update a pool: `taken` is the capacity Lambda's and stays as it is."""
-        for row in rows:
+    def remember(self, seen: Seen, verdicts: Mapping[Pool, Verdict], now: datetime) -> None:
+        """Write what is known and decided, one update a pool: `taken` is the capacity Lambda's and stays as it is.
+
+        What is bought On-Demand alone has no state, nor anything else of Spot, which it may have had once.
+        """
+        for row in seen.rows:
             look, verdict = row.look, verdicts[row.look.pool]
-            values = {
-                "spot_usd": _decimal(look.spot_usd),
-                "on_demand_usd": _decimal(look.on_demand_usd),
-                "on_demand_from": row.on_demand.source if row.on_demand else None,
-                "on_demand_at": _epoch(row.on_demand_at),
-                "score": look.score,
-                "scored_at": _epoch(row.scored_at),
-                "state": str(verdict.state),
-                "until": _epoch(verdict.until),
-                "why": verdict.why,
-                "seen_at": _epoch(now),
-            }
-            known = {name: value for name, value in values.items() if value is not None}
-            changes = "SET " + ", ".join(f"#{name} = :{name}" for name in known)
-            if gone := [f"#{name}" for name in values if name not in known]:
-                changes += " REMOVE " + ", ".join(gone)
-            with _as(CouldNotApply):
-                self._table.update_item(
-                    Key={"pool": str(look.pool)},
-                    UpdateExpression=changes,
-                    ExpressionAttributeNames={f"#{name}": name for name in values},
-                    ExpressionAttributeValues={f":{name}": value for name, value in known.items()},
-                )
+            self._write(
+                look.pool,
+                _price(row, now),
+                spot_usd=_decimal(look.spot_usd),
+                score=look.score,
+                scored_at=_epoch(row.scored_at),
+                state=str(verdict.state),
+                until=_epoch(verdict.until),
+                why=verdict.why,
+            )
+        for one in seen.listed:
+            self._write(one.place, _price(one, now))
+
+    def _write(self, pool: Pool, price: Mapping[str, Any], **of_spot: Any) -> None:
+        values = {**price, **dict.fromkeys(OF_SPOT), **of_spot}
+        known = {name: value for name, value in values.items() if value is not None}
+        changes = "SET " + ", ".join(f"#{name} = :{name}" for name in known)
+        if gone := [f"#{name}" for name in values if name not in known]:
+            changes += " REMOVE " + ", ".join(gone)
+        with _as(CouldNotApply):
+            self._table.update_item(
+                Key={"pool": str(pool)},
+                UpdateExpression=changes,
+                ExpressionAttributeNames={f"#{name}": name for name in values},
+                ExpressionAttributeValues={f":{name}": value for name, value in known.items()},
+            )
 
     def offer(self, pools: Collection[Pool]) -> str:
         """Have the fleet launch in these pools only, and say what was done.
@@ -227,7 +258,7 @@ class Aws:
                 usd = item.get("on_demand_usd")
                 known[pool.type] = (Price(float(usd), str(item.get("on_demand_from"))) if usd else None, asked)
         refused = ""
-        for kind in self._settings.types:
+        for kind in (*self._settings.types, *self._settings.listed):
             if kind not in known:
                 price: Price | None = None
                 try:
@@ -275,6 +306,16 @@ class Aws:
                         override["Priority"] = float(rank)
                     chosen.append(override)
         return chosen
+
+
+def _price(of: Row | Listed, now: datetime) -> dict[str, Any]:
+    """What a row says of every type: its price On-Demand, and when that was seen."""
+    return {
+        "on_demand_usd": _decimal(of.on_demand.usd if of.on_demand else None),
+        "on_demand_from": of.on_demand.source if of.on_demand else None,
+        "on_demand_at": _epoch(of.on_demand_at),
+        "seen_at": _epoch(now),
+    }
 
 
 def _places(overrides: Sequence[Mapping[str, Any]]) -> set[tuple[str | None, str | None]]:

@@ -31,22 +31,22 @@ def _wired() -> Cloud:
 def run(cloud: Cloud, now: datetime) -> None:
     """Judge once. The table is written before the fleet is asked: what is decided is remembered, done or put off."""
     try:
-        rows, unknown = cloud.look(now)
-        verdicts = judge((row.look for row in rows), now)
-        cloud.remember(rows, verdicts, now)
+        seen = cloud.look(now)
+        verdicts = judge((row.look for row in seen.rows), now)
+        cloud.remember(seen, verdicts, now)
         open_pools = {pool for pool, verdict in verdicts.items() if verdict.state is State.OPEN}
         done = cloud.offer(open_pools)
     except (CouldNotLook, CouldNotApply) as error:
         _log("market-failed", why=f"{type(error).__name__}: {error}")
         raise
     shut = {pool: verdict for pool, verdict in verdicts.items() if pool not in open_pools}
-    was = {row.look.pool: row.look.state for row in rows}
+    was = {row.look.pool: row.look.state for row in seen.rows}
     _log(
         "market",
         why=f"{len(open_pools)} of {len(verdicts)} pools are worth having; {done}",
         shut={str(pool): verdict.why for pool, verdict in sorted(shut.items())},
         back=sorted(str(pool) for pool in open_pools if was[pool] is not State.OPEN),
-        unknown=unknown,
+        unknown=seen.unknown,
     )
 
 

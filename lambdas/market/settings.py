@@ -19,6 +19,8 @@ class Settings:
     table: str
     types: Mapping[str, int]
     """Units of an instance by type, in order of preference."""
+    listed: tuple[str, ...]
+    """Types that are bought On-Demand alone: what they cost is remembered too."""
     subnets: tuple[str, ...]
     max_units: int
     fleet: str | None
@@ -54,6 +56,7 @@ class Settings:
             region=environment["AWS_REGION"],
             table=environment["POOLS_TABLE"],
             types=types,
+            listed=tuple(name for name in environment.get("ON_DEMAND_TYPES", "").split(",") if name),
             subnets=subnets,
             max_units=int(most),
             fleet=environment.get("SPOT_FLEET_ID") or None,

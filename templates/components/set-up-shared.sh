@@ -1,6 +1,8 @@
+cat > /usr/local/sbin/spindrift-disk <<'EOF'
+{DISK}EOF
 cat > /usr/local/sbin/spindrift-shared <<'EOF'
 {SHARED}EOF
-chmod 755 /usr/local/sbin/spindrift-shared
+chmod 755 /usr/local/sbin/spindrift-disk /usr/local/sbin/spindrift-shared
 cat > /etc/systemd/system/spindrift-shared.service <<'EOF'
 [Unit]
 Description=Makes /shared, and unpacks there what was built for this family of instance types

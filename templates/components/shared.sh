@@ -3,15 +3,11 @@
 set -euo pipefail
 mkdir -p /shared
 
-# The largest of its own disks (their kind is gone with the instance, or when it stops).
-disk=$(lsblk --bytes --nodeps --noheadings --output SIZE,PATH,MODEL |
-  awk '/Amazon EC2 NVMe Instance Storage/ { if ($1 > most) { most = $1; disk = $2 } } END { print disk }')
 if mountpoint --quiet /shared; then
   :
-elif [ -n "$disk" ]; then
-  # After a reboot it is as it was left.
-  [ "$(blkid --output value --match-tag LABEL "$disk")" = spindrift ] || mkfs.xfs -q -f -K -L spindrift "$disk"
-  mount --options noatime,nodev,nosuid "$disk" /shared
+elif /usr/local/sbin/spindrift-disk && mountpoint --quiet /mnt/spindrift; then
+  mkdir -p /mnt/spindrift/shared
+  mount --bind /mnt/spindrift/shared /shared
 else
   # A task has one GPU; what all tasks may take stays theirs, and 1 GiB is the system's.
   gpus=0

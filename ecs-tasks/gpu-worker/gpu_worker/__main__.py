@@ -42,6 +42,8 @@ def main() -> int:
         cloud = Cloud(settings)
         for processor in processors:
             processor.wait_ready()
+            if settings.batch > 1 and not processor.takes_many:
+                raise BadProcessor(f"SPINDRIFT_BATCH is {settings.batch}, and the processor has no process_many")
     except (BadSettings, BadProcessor) as error:
         log("refused", error=str(error))
         return 2
@@ -50,7 +52,7 @@ def main() -> int:
     owner = task_arn(settings.ecs_metadata_uri)
     log("ready", owner=owner, queue=settings.queue, processor=settings.processor)
     with Scratch(settings.scratch_dir) as scratch:
-        lanes = Lanes(processors, launch)
+        lanes = Lanes(processors, launch, _now, settings.batch)
         carrier = Carrier(settings, cloud, host, lanes, scratch, owner, _now)
         Worker(settings, cloud, host, lanes, carrier, protection, _now).run()
     if host.broken:

@@ -8,7 +8,7 @@ The libraries come with the user's base image and are loaded only when they are 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -18,9 +18,9 @@ from gpu_worker.health import assigned
 if TYPE_CHECKING:
     from gpu_worker.resample import Arrays
 
-Resize = Callable[[tuple[int, int]], Image.Image]
-Backend = Callable[[Image.Image], Resize]
-"""Takes a picture once, to make it small more than once."""
+Resize = Callable[[tuple[int, int]], list[Image.Image]]
+Backend = Callable[[Sequence[Image.Image]], Resize]
+"""Takes pictures of one size and mode once, to make them small together, and more than once."""
 
 
 class BadBackend(Exception):
@@ -47,8 +47,8 @@ def choose(env: MutableMapping[str, str]) -> tuple[str, Backend]:
     return "pillow", _pillow
 
 
-def _pillow(image: Image.Image) -> Resize:
-    return lambda size: image.resize(size, Image.Resampling.LANCZOS)
+def _pillow(images: Sequence[Image.Image]) -> Resize:
+    return lambda size: [image.resize(size, Image.Resampling.LANCZOS) for image in images]
 
 
 def _arrays(arrays: Arrays) -> Backend:
@@ -56,12 +56,13 @@ def _arrays(arrays: Arrays) -> Backend:
 
     numpy = _library("numpy")
 
-    def backend(image: Image.Image) -> Resize:
-        pixels = arrays.put(numpy.array(image).reshape(image.height, image.width, -1))
+    def backend(images: Sequence[Image.Image]) -> Resize:
+        width, height, mode = images[0].width, images[0].height, images[0].mode
+        pixels = arrays.put(numpy.stack([numpy.array(image).reshape(height, width, -1) for image in images]))
 
-        def resize(size: tuple[int, int]) -> Image.Image:
-            made = resample.resize(arrays, pixels, size, resample.LANCZOS, alpha=image.mode == "RGBA")
-            return Image.frombytes(image.mode, size, arrays.get(made).tobytes())
+        def resize(size: tuple[int, int]) -> list[Image.Image]:
+            made = arrays.get(resample.resize(arrays, pixels, size, resample.LANCZOS, alpha=mode == "RGBA"))
+            return [Image.frombytes(mode, size, each.tobytes()) for each in made]
 
         return resize
 

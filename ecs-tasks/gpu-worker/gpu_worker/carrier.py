@@ -29,7 +29,7 @@ from gpu_worker.log import log
 from gpu_worker.metrics import Metric, Tally
 from gpu_worker.outcome import DONE, NOT_NOW, REJECTED, Finish, Outcome, Reject, Rejected, Release, Retry, settle
 from gpu_worker.parts import Piece, Work
-from gpu_worker.processor import parts_dir
+from gpu_worker.processor import Request, parts_dir
 from gpu_worker.scratch import NoRoom, Scratch
 from gpu_worker.settings import Settings
 from gpu_worker.upload import told_by_s3
@@ -84,10 +84,15 @@ class Carrier:
     def spent(self, held: Held) -> Spent:
         """What the attempt has taken so far: while a job waits for its processor others have that."""
         now = self._now()
-        worked = (held.ended or now) - (held.began or now)
         gpus = self._settings.gpus_by_type.get(self._host.facts().get("instance_type", ""), 1)
         share = Share(instance_gpus=gpus, lanes=self._lanes.count)
-        return share.spent(worked, self._price.usd_per_hour)
+        return share.spent(held.worked(now), self._price.usd_per_hour)
+
+    def eta(self, held: Held) -> timedelta | None:
+        """How long its processor takes, on the cautious side, for it and its mates; None while there is no pace."""
+        jobs = [each.lease.job if each.lease else None for each in held.mates or (held,)]
+        etas = [self.pace.eta(job.size if job else 0) for job in jobs]
+        return sum(filter(None, etas), timedelta(0)) or None
 
     def released(self, lease: Lease) -> None:
         """The job went back unharmed."""
@@ -104,8 +109,7 @@ class Carrier:
             self._cloud.bury(held.message, str(error))
             return True
         for job in jobs:
-            held.lease, held.waits, held.began, held.ended = None, None, None, None
-            held.checkpoint, held.deadline_file = None, None
+            held.next_job()
             if held.gone or self._host.doom(self._now()):
                 self._cloud.hide([held.message], NOW)
                 return False
@@ -230,10 +234,11 @@ class Carrier:
         told = job.told_to_processor(lease.attempt, self._settings.options)
         told |= {"checkpoint": str(checkpoint.folder), "deadline_file": str(deadline_file)}
         held.waits = self._now()
-        with checkpoint.kept_every(self._settings.lease / 3), self._lanes.lane(held) as processor:
-            held.began = self._now()
-            outcome = processor.run(source, output_dir, told, self._settings.job_limit)
-            held.ended = self._now()
+        # One that has a story may be what is wrong with a batch; a part keeps a processor busy by itself.
+        alone = isinstance(job, Piece) or lease.checkpoint or lease.failures > 0
+        with checkpoint.kept_every(self._settings.lease / 3):
+            request = Request(source, output_dir, told)
+            outcome = self._lanes.work(held, request, self._settings.job_limit, alone=alone)
         if held.gone:
             raise GivenBack
         if outcome.code != DONE and (held.stopped or self._host.broken):  # then no failure is the job's own
@@ -258,7 +263,7 @@ class Carrier:
     def _settle(self, attempt: Attempt, lease: Lease, held: Held) -> bool:
         """Write down how the attempt ended; True when the job is over."""
         job, message, now = lease.job, held.message, self._now()
-        began, spent = held.began or now, self.spent(held)
+        took, spent = held.worked(now) + (now - (held.ended or now)), self.spent(held)
         verdict = settle(attempt.outcome, lease.failures, self._settings.max_failures)
         match verdict:
             case Finish():
@@ -267,9 +272,9 @@ class Carrier:
                 if not attempt.parts:
                     self._clear(job)
                 self.tally.count(Metric.SUCCEEDED)
-                self.tally.err(self.pace.eta(job.size), now - began)
+                self.tally.err(self.pace.eta(job.size), took)
                 with self._lock:
-                    self.pace = self.pace.after(job.size, now - began)
+                    self.pace = self.pace.after(job.size, took)
             case Retry(delay, reason):
                 self.tally.count(Metric.RETRIED)
                 self._insist(held, lambda: self._cloud.fail(lease, reason, spent))
@@ -287,11 +292,12 @@ class Carrier:
             verdict=type(verdict).__name__,
             code=attempt.outcome.code,
             error=attempt.outcome.error,
+            together=len(held.mates),
             seconds=(now - lease.started).total_seconds(),
         )
         if held.began and held.ended:
             self.tally.time(Metric.READYING, held.began - lease.started)
-            self.tally.time(Metric.WORKING, held.ended - held.began)
+            self.tally.time(Metric.WORKING, held.worked(now))
             self.tally.time(Metric.STORING, self._now() - held.ended)
         return isinstance(verdict, Finish | Reject)
 

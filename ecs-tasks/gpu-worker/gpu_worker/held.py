@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
 
@@ -16,8 +16,9 @@ from gpu_worker.lease import Lease
 class Held:
     """A message in hand, and how far the job it tells of has come here.
 
-    The main thread writes `renew_at`, `stopped` and `gone`, the job's own thread the rest. One may claim the job while
-    the other gives it back: `claimed` and `let_go` see to it that the lease is released.
+    The main thread writes `renew_at`, `stopped` and `gone`, the job's own thread the rest, or that of a job which has
+    its processor with it. One may claim the job while another gives it back: `claimed` and `let_go` see to it that the
+    lease is released.
     """
 
     message: Message
@@ -29,6 +30,10 @@ class Held:
     """When its processor began."""
     ended: datetime | None = None
     """When its processor ended; what follows is storing."""
+    mates: tuple[Held, ...] = ()
+    """With whom it has that processor, itself among them."""
+    in_vain: timedelta = timedelta(0)
+    """Its share of the time for which it had one together with others, and it came to nothing."""
     checkpoint: Checkpoint | None = None
     deadline_file: Path | None = None
     """Where its processor looks whether this worker must go."""
@@ -37,6 +42,27 @@ class Held:
     gone: bool = False
     """Given back, or lost to another worker: whatever is still done for it here is for nothing."""
     _lock: Lock = field(default_factory=Lock)
+
+    def next_job(self) -> None:
+        """The message tells of another job, of which nothing is known yet."""
+        self.lease, self.waits, self.began, self.ended = None, None, None, None
+        self.mates, self.in_vain = (), timedelta(0)
+        self.checkpoint, self.deadline_file = None, None
+
+    def begins(self, mates: tuple[Held, ...], now: datetime) -> None:
+        """It has a processor, together with these."""
+        self.mates = mates
+        self.began = now
+
+    def begins_again(self, now: datetime) -> None:
+        """What was done with it and others came to nothing: it waits for a processor of its own."""
+        self.in_vain = self.worked(now)
+        self.waits, self.began, self.ended, self.mates = now, None, None, ()
+
+    def worked(self, now: datetime) -> timedelta:
+        """How long a processor has worked on it: its share of the time, if on others as well."""
+        began, mates = self.began, self.mates or (self,)  # another thread may just begin again
+        return self.in_vain + (((self.ended or now) - began) / len(mates) if began else timedelta(0))
 
     def claimed(self, lease: Lease) -> bool:
         """The job is ours; False if its message has gone meanwhile, so that the job must go after it."""

@@ -26,18 +26,20 @@ def free_in(ran: timedelta, eta: timedelta | None) -> timedelta | None:
     return max(NOW, eta - ran)
 
 
-def to_take(lanes: Sequence[timedelta | None], eta: timedelta | None, waiting: int, storing: int) -> int:
+def to_take(
+    lanes: Sequence[timedelta | None], eta: timedelta | None, waiting: int, storing: int, batch: int = 1
+) -> int:
     """How many messages to ask for now.
 
     `lanes` tells of each when it is free, `NOW` for an idle one; `eta` is what a job takes, None while unknown: then a
     job is taken for each idle lane. `waiting` are in hand and not begun, `storing` are past their lane: where storing
-    is the slowest, nothing more is begun.
+    is the slowest, nothing more is begun. `batch` may be worked on together.
     """
     if eta is None:
         starts = sum(lane == NOW for lane in lanes)
     else:
         each = max(eta, timedelta(milliseconds=1))
         starts = sum(1 + (AHEAD - lane) // each for lane in lanes if lane is not None and lane <= AHEAD)
-    wanted = min(starts, BATCH * (1 + len(lanes)) - storing)
+    wanted = min(starts, max(BATCH, batch) * (1 + len(lanes)) - storing)
     room = wanted - waiting
     return min(BATCH, room) if wanted > 0 and room >= min(BATCH, wanted) else 0

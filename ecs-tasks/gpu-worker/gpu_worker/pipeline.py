@@ -116,10 +116,10 @@ class Worker:
         """Ask for as many messages as can begin soon, beside everything else."""
         hands, now = self._in_hand(), self._now()
         eta = self._carrier.pace.eta(0)
-        frees = [free_in(now - (held.began or now), eta) for held in self._lanes.working()]
+        frees = [free_in(now - (held.began or now), self._carrier.eta(held)) for held in self._lanes.working()]
         frees += [NOW] * (self._lanes.count - len(frees))
         waiting, storing = sum(held.began is None for held in hands), sum(held.ended is not None for held in hands)
-        if most := to_take(frees, eta, waiting, storing):
+        if most := to_take(frees, eta, waiting, storing, self._settings.batch):
             self._receiving = True
             self._start(lambda: self._receive(most))
 
@@ -149,10 +149,9 @@ class Worker:
             return True
         if doom is None:
             return False
-        size = held.lease.job.size if held.lease else 0
         if held.deadline_file and not held.deadline_file.exists():
             tell(held.deadline_file, doom)
-        at = give_back_at(doom, held.began, self._carrier.pace.eta(size))
+        at = give_back_at(doom, held.began, self._carrier.eta(held))
         if held.began and held.checkpoint and held.checkpoint.used:  # its own thread keeps that and releases the job
             held.stopped |= now >= stop_at(doom, at)
             at = doom.deadline - LAST_CALL

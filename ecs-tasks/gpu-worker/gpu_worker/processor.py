@@ -1,7 +1,8 @@
 """The processor, in a process of its own: hostile input may crash it, hang it or fill it, and the worker goes on.
 
-One child serves many jobs, a JSON line in and a JSON line out for each, and is started anew after it died. The child
-never calls AWS, and the worker never opens the input. What the child starts is in its session, and ends with it.
+One child serves many jobs, a JSON line in and a JSON line out for each, or for several at once; it is started anew
+after it died. The child never calls AWS, and the worker never opens the input. What the child starts is in its session,
+and ends with it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import json
 import os
 import resource
 import selectors
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,6 +43,7 @@ LARGEST_OUTPUT = 8 << 30
 MOST_OPEN_FILES = 65_536
 
 Process = Callable[[Path, Path, Mapping[str, Any]], None]
+ProcessMany = Callable[[list[Path], list[Path], list[Mapping[str, Any]]], None]
 Stitch = Callable[[list[Path], Path, Mapping[str, Any]], None]
 
 
@@ -48,8 +51,30 @@ class BadProcessor(Exception):
     """It cannot be loaded, or it refuses its options; no job would fare better with it."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a processor is to work on, where its results go, and what it is told of the job.
+
+    A `source` that is a folder holds a folder for each part of the job, with the part's results: they are stitched. A
+    job that is split instead of processed has its parts in `parts_dir(output_dir)` afterwards.
+    """
+
+    source: Path
+    output_dir: Path
+    job: Mapping[str, Any]
+
+    def clean(self) -> None:
+        """Remove what an attempt has left behind."""
+        for folder in (self.output_dir, parts_dir(self.output_dir)):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.output_dir.mkdir(exist_ok=True)
+
+
 class Processor:
-    """The worker's end: one job at a time in the child."""
+    """The worker's end: one job at a time in the child, or several that it works on together."""
+
+    takes_many = False
+    """Whether the user's code does, as is known when it is ready."""
 
     def __init__(self, name: str, options: Mapping[str, Any], largest_output: int = LARGEST_OUTPUT) -> None:
         me = [sys.executable, "-m", "gpu_worker.processor"]
@@ -84,20 +109,23 @@ class Processor:
             raise BadProcessor(answer.error)
         if answer["problems"]:
             raise BadProcessor("; ".join(answer["problems"]))
+        self.takes_many = bool(answer["takes_many"])
         self._ready = True
 
     def run(self, source: Path, output_dir: Path, job: Mapping[str, Any], limit: timedelta) -> Outcome:
-        """Work on one job for at most `limit`; whatever happens to the child becomes an outcome.
+        """Work on one job for at most `limit`; whatever happens to the child becomes an outcome."""
+        return self.run_together([Request(source, output_dir, job)], limit)
 
-        A `source` that is a folder holds a folder for each part of the job, with the part's results: they are stitched.
-        A job that is split instead of processed has its parts in `parts_dir(output_dir)` afterwards.
-        """
+    def run_together(self, requests: Sequence[Request], limit: timedelta) -> Outcome:
+        """Work on these jobs for at most `limit`: either all are done, or it went wrong with nobody knows which."""
         try:
             self.wait_ready()
-            self._listen_for(job["job_id"])
+            self._listen_for(" ".join(each.job["job_id"] for each in requests))
             self._wire.settimeout(limit.total_seconds())
-            request = {"input": str(source), "output_dir": str(output_dir), "job": job}
-            self._wire.sendall(json.dumps(request).encode() + b"\n")
+            work = [
+                {"input": str(each.source), "output_dir": str(each.output_dir), "job": each.job} for each in requests
+            ]
+            self._wire.sendall(json.dumps(work).encode() + b"\n")
         except BadProcessor as error:
             return Outcome(1, f"the processor would not start: {error}")
         except OSError:
@@ -117,7 +145,7 @@ class Processor:
         end_followers(self._child.pid)
 
     def _listen_for(self, job_id: str) -> None:
-        """What is printed from here on belongs to this job."""
+        """What is printed from here on belongs to this job, or to one of these."""
         self._printed = Printed(lambda line: log("printed", job_id=job_id, line=line))
 
     def _answer(self, limit: timedelta) -> dict[str, Any] | Outcome:
@@ -185,9 +213,12 @@ def parts_dir(output_dir: Path) -> Path:
 
 @dataclass(frozen=True)
 class UserCode:
-    """What a user brings: one function, and two more if large jobs are to be shared among workers."""
+    """What a user brings: one function; one more if it can work on several jobs together, and two if large ones are to
+    be shared among workers.
+    """
 
     process: Process
+    process_many: ProcessMany | None = None
     split: Process | None = None
     stitch: Stitch | None = None
 
@@ -196,11 +227,11 @@ def serve(name: str, options: Mapping[str, Any], largest_output: int) -> None:
     """The child's end: load `module:function`, then work on what comes until the worker is gone."""
     wire = _own_wire()
     _bound(largest_output)
-    orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    orders: SimpleQueue[list[dict[str, Any]]] = SimpleQueue()
     Thread(target=_listen, args=(wire, orders), daemon=True).start()
 
     code, problems = _load(name, options)
-    _say(wire, {"problems": problems})
+    _say(wire, {"problems": problems, "takes_many": bool(code and code.process_many)})
     while code:
         outcome = _attempt(code, orders.get())
         sys.stdout.flush()
@@ -241,18 +272,18 @@ def _load(name: str, options: Mapping[str, Any]) -> tuple[UserCode | None, list[
     module_name, _, function = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-        code = UserCode(getattr(module, function))
+        code = UserCode(getattr(module, function), getattr(module, "process_many", None))
         if hasattr(module, "split") and hasattr(module, "stitch"):
-            code = UserCode(code.process, module.split, module.stitch)
+            code = replace(code, split=module.split, stitch=module.stitch)
         problems = list(module.problems(options)) if hasattr(module, "problems") else []
     except Exception as error:  # noqa: BLE001 (user code: any way it fails to load is the answer)
         return None, [f"{name}: {type(error).__name__}: {error}"]
     return None if problems else code, problems
 
 
-def _attempt(code: UserCode, order: Mapping[str, Any]) -> Outcome:
+def _attempt(code: UserCode, order: Sequence[Mapping[str, Any]]) -> Outcome:
     try:
-        _do(code, Path(order["input"]), Path(order["output_dir"]), order["job"])
+        _do(code, [Request(Path(each["input"]), Path(each["output_dir"]), each["job"]) for each in order])
     except Rejected as error:
         return Outcome(REJECTED, str(error) or "rejected")
     except NotNow as error:
@@ -265,22 +296,37 @@ def _attempt(code: UserCode, order: Mapping[str, Any]) -> Outcome:
     return Outcome(DONE)
 
 
-def _do(code: UserCode, source: Path, output_dir: Path, job: Mapping[str, Any]) -> None:
-    """Stitch what is in parts; split what can be split, once; process the rest."""
-    if source.is_dir():
-        if code.stitch is None:
-            raise RuntimeError("the job was split, and this processor has no stitch")
-        return code.stitch(sorted(source.iterdir()), output_dir, job)
-    if code.split and "part" not in job:
-        parts = parts_dir(output_dir)
-        parts.mkdir()
-        code.split(source, parts, job)
-        if any(parts.iterdir()):
-            return None
-    return code.process(source, output_dir, job)
+def _do(code: UserCode, work: list[Request]) -> None:
+    """Stitch what is in parts; split what can be split, once; process the rest, together where that can be done."""
+    whole = [each for each in work if not (_stitched(code, each) or _split(code, each))]
+    if len(whole) > 1 and code.process_many:
+        code.process_many(
+            [each.source for each in whole], [each.output_dir for each in whole], [each.job for each in whole]
+        )
+        return
+    for each in whole:
+        code.process(each.source, each.output_dir, each.job)
 
 
-def _listen(wire: socket.socket, orders: SimpleQueue[dict[str, Any]]) -> None:
+def _stitched(code: UserCode, work: Request) -> bool:
+    if not work.source.is_dir():
+        return False
+    if code.stitch is None:
+        raise RuntimeError("the job was split, and this processor has no stitch")
+    code.stitch(sorted(work.source.iterdir()), work.output_dir, work.job)
+    return True
+
+
+def _split(code: UserCode, work: Request) -> bool:
+    if code.split is None or "part" in work.job:
+        return False
+    parts = parts_dir(work.output_dir)
+    parts.mkdir()
+    code.split(work.source, parts, work.job)
+    return any(parts.iterdir())
+
+
+def _listen(wire: socket.socket, orders: SimpleQueue[list[dict[str, Any]]]) -> None:
     # A worker that is killed with an answer unread leaves a reset, and no end of file.
     with suppress(ConnectionResetError), wire.makefile("rb") as lines:
         for line in lines:

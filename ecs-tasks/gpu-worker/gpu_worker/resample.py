@@ -3,6 +3,7 @@
 The weights are made as Pillow makes them (src/libImaging/Resample.c): in doubles, one after the other, then rounded to
 22 bits after the point. From there on everything is whole numbers, so no library and no device can round differently.
 A picture is an array of rows, columns and channels; it is weighed along one axis, cut to bytes, then along the other.
+So are several of one size in one go, with one axis more in front.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from gpu_worker.passes import Size, columns_first
 Doubles = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 
+ROWS, COLUMNS = -3, -2
+"""Axes of a picture, or of several."""
 POINT = 22
 """Bits after the point of a weight: of 32, eight are the pixel's and two are room for weights below 0 and above 1."""
 
@@ -84,16 +87,17 @@ BOX, BILINEAR, BICUBIC, LANCZOS = (
 def resize(arrays: Arrays, pixels: Any, size: Size, kernel: Kernel, *, alpha: bool, box: Box | None = None) -> Any:
     """Resample rows x columns x channels of bytes to `size` (width, height), as Pillow's `Image.resize` does.
 
+    Whatever axes come before these three are pictures of their own, of which each becomes what it would become alone.
     `pixels` lies where `arrays.put` puts it, and so does the result. `alpha`: the last channel says how much of the
     others shines, so they are weighed by it. `box`: the part of the picture to show (left, upper, right, lower).
     """
-    height, width = pixels.shape[:2]
+    height, width = pixels.shape[-3:-1]
     box = box or (0, 0, width, height)
     if (width, height) == size and box == (0, 0, width, height):
         return pixels
     if alpha:
         pixels = _premultiplied(arrays.xp, pixels)
-    passes = [(1, width, box[0], box[2], size[0]), (0, height, box[1], box[3], size[1])]
+    passes = [(COLUMNS, width, box[0], box[2], size[0]), (ROWS, height, box[1], box[3], size[1])]
     for axis, length, start, end, target in reversed(passes) if columns_first((width, height), size) else passes:
         if (length, start, end) != (target, 0, target):
             pixels = _weighed(arrays, pixels, axis, *weights(length, start, end, target, kernel))
@@ -126,12 +130,12 @@ def weights(
 def _weighed(arrays: Arrays, pixels: Any, axis: int, first: Any, weight: Any) -> Any:
     """One tap after the other, for all pixels at once: no more memory than a few pictures of the new size."""
     last = pixels.shape[axis] - 1
-    columns = (-1, 1, len(first), 1) if axis else (-1, len(first), 1, 1)
-    first, shares = arrays.put(first), arrays.put(np.ascontiguousarray(weight.T).reshape(columns))
+    shape = (-1, len(first), 1) if axis == COLUMNS else (-1, len(first), 1, 1)
+    first, shares = arrays.put(first), arrays.put(np.ascontiguousarray(weight.T).reshape(shape))
     total: Any = 1 << (POINT - 1)
     for tap, share in enumerate(shares):
         place = (first + tap).clip(0, last)
-        total = total + (pixels[:, place] if axis else pixels[place]) * share
+        total = total + (pixels[..., place, :] if axis == COLUMNS else pixels[..., place, :, :]) * share
     return arrays.xp.asarray((total >> POINT).clip(0, 255), dtype=arrays.xp.uint8)
 
 

@@ -39,6 +39,8 @@ class Settings:
     max_output_bytes: int
     processor: str
     processors: int
+    batch: int
+    """Jobs that a processor works on together, at most."""
     options: Mapping[str, Any]
     delete_uploads: bool
     host_dir: Path
@@ -114,6 +116,7 @@ class Settings:
             max_output_bytes=number("SPINDRIFT_MAX_OUTPUT_BYTES", 2**33, 1, 2**40),
             processor=processor,
             processors=number("SPINDRIFT_PROCESSORS", 1, 1, 32),
+            batch=number("SPINDRIFT_BATCH", 1, 1, 32),
             options=options("SPINDRIFT_OPTIONS") | program,
             delete_uploads=flag("SPINDRIFT_DELETE_UPLOADS"),
             scratch_dir=Path(env.get("SPINDRIFT_SCRATCH_DIR") or gettempdir()),
