@@ -3,8 +3,10 @@ PYTHON ?= python3
 SEED ?= 7
 PROFILE ?= fleet
 SPEED ?=
+# What Python compiled is kept: some machines forbid it, and a story starts a hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check setup latency bench bench-build bench-replay bench-storm bench-worker soak image image-test stacks-test lock clean
+.PHONY: help demo demo-batch test check setup python latency bench bench-build bench-replay bench-launch bench-storm bench-worker soak image image-test stacks-test laws lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -12,8 +14,14 @@ help:  ## what there is
 demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PROFILE=fleet
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile $(PROFILE) $(if $(SPEED),--speed $(SPEED))
 
+demo-batch: setup  ## 50 photographs and two interruptions on AWS Batch: SEED=7 SPEED=20
+	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile batch $(if $(SPEED),--speed $(SPEED))
+
+# The longest first. They wait for most of their time, so there may be more of them than cores.
+STORIES = tests/test_story.py tests/test_stacks.py $(shell grep -l mark.story tests/test_*.py)
+
 test: check  ## everything CI runs, under ten minutes on two cores
-	@.venv/bin/python -m pytest -m "story and not stacks" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -m "story and not stacks" --numprocesses 3 --dist loadfile --no-loadscope-reorder $(STORIES)
 	@.venv/bin/python -m pytest -m "not story and not image" --numprocesses 4 --dist loadfile
 
 check: setup  ## format, lint and types
@@ -29,6 +37,9 @@ bench-build: setup bench/cdk/node_modules/.done  ## python build.py beside cdk s
 
 bench-replay: setup  ## 45 days of nine zones under the shipped policy, in seconds: build/bench/replay.json
 	@.venv/bin/python bench/replay.py
+
+bench-launch: setup  ## cost and shortage by how instances start, the table of docs/launch.md: build/bench/launch.json
+	@.venv/bin/python bench/launch.py
 
 bench-storm: setup  ## 1,000 notices in a second, of 5,000 instances: build/bench/storm.json
 	@.venv/bin/python bench/storm.py
@@ -47,25 +58,28 @@ bench/cdk/node_modules/.done: bench/cdk/package-lock.json
 	@touch $@
 
 # --no-deps: the locks are complete, and pip would look anew for a package that another wants with an extra.
-setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the environments, from pinned requirements
+setup: python  ## the environments, from pinned requirements
+	@$(MAKE) -s -j3 .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done
 
-.venv/.done: requirements/main.txt
+python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Spindrift needs Python 3.11 or newer as '$(PYTHON)'; point to one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 2; }
+
+.venv/.done: requirements/main.txt
 	@echo "setting up .venv (about a minute, once)"
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/main.txt
 	@touch $@
 
-.venv-aws/.done: requirements/aws.txt .venv/.done
+.venv-aws/.done: requirements/aws.txt
 	@echo "setting up .venv-aws (the stock aws command line)"
 	@rm -rf .venv-aws && $(PYTHON) -m venv .venv-aws
 	@.venv-aws/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/aws.txt
 	@touch $@
 
-.venv-judges/.done: requirements/judges.txt .venv/.done
+.venv-judges/.done: requirements/judges.txt
 	@echo "setting up .venv-judges (checkov, parliament)"
 	@rm -rf .venv-judges && $(PYTHON) -m venv .venv-judges
 	@.venv-judges/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/judges.txt
@@ -81,6 +95,9 @@ setup: .venv/.done .venv-aws/.done .venv-judges/.done .agent-site/.done  ## the 
 image: setup  ## the worker's image by podman or docker, for build.py local --containers: BASE_IMAGE=python:3.13-slim-bookworm
 	@BASE_IMAGE=$(BASE_IMAGE) VERSION=$(or $(VERSION),0) \
 		REVISION=$(or $(REVISION),$(shell git rev-parse --short HEAD 2>/dev/null)) .venv/bin/python -m localcloud.engine
+
+laws: setup  ## the laws of capacity, by other examples than make test's and twenty times as many
+	@.venv/bin/python -m pytest --hypothesis-profile others --timeout 900 tests/test_laws.py tests/test_groups.py
 
 stacks-test: setup  ## stories of the stacks image and batch, on the local cloud
 	@.venv/bin/python -m pytest -m stacks --numprocesses 2 --dist loadfile

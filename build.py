@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 try:
@@ -29,6 +30,8 @@ try:
     from ops.publish import CannotPublish, publish
     from ops.text import count
     from replay.command import replay
+    from templates.image import ECS_GPU_IMAGE
+    from templates.instance_types import must_have_gpu
     from templates.settings import BadSettings, Settings, must_name_a_bucket
     from templates.stacks import STACKS, rendered
 except ModuleNotFoundError as error:
@@ -224,23 +227,27 @@ def publish_command(paths: Paths, bucket: str) -> None:
 @settings_option
 @click.option("--image", help="The worker's image, as the stack's WorkerImage will have it.")
 @click.option("--bucket", callback=_bucket, help="The bucket for the assets.")
+@click.option("--template", type=click.Choice(list(STACKS)), default="cluster", show_default=True, help="Of the stack.")
+@click.option("--ami", default=ECS_GPU_IMAGE, help="The stack's AmiId, if it is to be another than ECS's newest image.")
 @click.option("--fix", is_flag=True, help="Make the service-linked roles that are missing. Nothing else is changed.")
 @click.pass_context
-def doctor(context: click.Context, image: str | None, bucket: str | None, fix: bool) -> None:
+def doctor(context: click.Context, image: str | None, bucket: str | None, template: str, ami: str, fix: bool) -> None:
     """Say whether the settings will work in this account and region.
 
     Before the first deployment, or when nothing starts:
 
         python build.py doctor --bucket BUCKET --image IMAGE
 
-    Exit status: 0 all is well; 1 there are problems, or something could not be looked at.
+    With --template image or --template batch, of the stack of build/image.json or build/batch.json. Exit status: 0 all
+    is well; 1 there are problems, or something could not be looked at.
     """
     try:
         settings = Settings.load(context.find_root().ensure_object(Paths).settings)
     except BadSettings as error:
         raise Wrong(str(error)) from error
     count = dict.fromkeys((OK, PROBLEM, COULD_NOT_LOOK), 0)
-    for finding in Doctor(Account(), settings, image=image, bucket=bucket, fix=fix).examine():
+    examined = Doctor(Account(), settings, template=template, image=image, bucket=bucket, ami=ami, fix=fix)
+    for finding in examined.examine():
         count[finding.state] += 1
         click.echo(f"{finding.state:<16}{finding.what}")
         if finding.do:
@@ -252,22 +259,23 @@ def doctor(context: click.Context, image: str | None, bucket: str | None, fix: b
 @cli.command()
 @click.option("--stack", "name", required=True, help="The name it was deployed with.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--delete-data", is_flag=True, help="Delete buckets, jobs, messages and shared files too. For ever.")
+@click.option("--delete-data", is_flag=True, help="Delete buckets, jobs, messages, files and images too. For ever.")
+@click.option("--end-jobs", is_flag=True, help="Even if AWS Batch is not done with its jobs: terminate them.")
 @click.option("--wait-minutes", type=click.IntRange(1), default=30, show_default=True, help="How long to wait for AWS.")
 @click.pass_context
-def down(context: click.Context, name: str, yes: bool, delete_data: bool, wait_minutes: int) -> None:
+def down(context: click.Context, name: str, yes: bool, delete_data: bool, end_jobs: bool, wait_minutes: int) -> None:
     """Delete a stack, and prove that nothing of it runs any more.
 
     The work is done, and not a cent more is to be spent:
 
         python build.py down --stack NAME
 
-    Uploads, results, job records and queues with messages in them stay, and are named with the command that removes
-    each. After a failure, or when time is up, run it again. Exit status: 0 it is proved that nothing else is left; 1
-    something is, or could not be looked for.
+    Uploads, results, job records, queues with messages in them and baked images stay, and are named with the command
+    that removes each. It refuses while AWS Batch is not done with its jobs. After a failure, or when time is up, run it
+    again. Exit status: 0 it is proved that nothing else is left; 1 something is, or could not be looked for.
     """
     try:
-        ending = Down(Account(), name, say=click.echo, wait_minutes=wait_minutes)
+        ending = Down(Account(), name, say=click.echo, wait_minutes=wait_minutes, end_jobs=end_jobs)
         for line in ending.plan(delete_data):
             click.echo(line)
         if not yes:
@@ -456,6 +464,94 @@ def ami_command(name: str, follow: bool) -> None:
             raise Failed(str(error)) from error
 
 
+@cli.command("bench")
+@settings_option
+@out_option
+@stack_option
+@click.option(
+    "--sample",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A file of yours as it would be uploaded, or a folder of them.",
+)
+@click.option("--types", help="Instance types, with commas between.  [default: all of the settings]")
+@click.option("--jobs", type=click.IntRange(3), default=12, show_default=True, help="To be measured on each type.")
+@click.option("--queue", default="default", show_default=True, help="Whose workers do it, by its name in the settings.")
+@click.option("--minutes", type=click.IntRange(5, 600), default=30, show_default=True, help="The most that it takes.")
+@click.option("--write", is_flag=True, help="Write the weights into the settings.")
+@json_option
+@click.pass_context
+def bench_command(
+    context: click.Context,
+    name: str,
+    sample: Path,
+    types: str | None,
+    jobs: int,
+    queue: str,
+    minutes: int,
+    write: bool,
+    as_json: bool,
+) -> None:
+    """Measure what each instance type does for its money, with your own processor and files.
+
+    When the stack works, to have the fleet buy throughput and not GPUs:
+
+        python build.py bench --stack NAME --sample FILE --write
+
+    One Spot instance of each type does the sample again and again; then they go, with all that was uploaded. Exit
+    status: 0 every type was measured (and the weights are written); 1 some were not, or AWS did not answer; 2 there is
+    no such stack, or the settings or the command line are wrong.
+    """
+    # Here and not above: it needs the Lambdas' own code, and only this command and two others do.
+    from ops import bars  # noqa: PLC0415
+    from ops.bench import Asked, Bench, NoSample, NoSuchQueue, files_of, types_of  # noqa: PLC0415
+
+    paths = context.find_root().ensure_object(Paths)
+    try:
+        settings = Settings.load(paths.settings)
+        chosen = [must_have_gpu(one.strip()) for one in types.split(",")] if types else types_of(settings)
+    except BadSettings as error:
+        raise Wrong(str(error)) from error
+    except ValueError as error:
+        raise Wrong(f"--types: {error}") from error
+    say = partial(click.echo, err=as_json)
+    with _asking():
+        try:
+            files, names = files_of(sample), [*dict.fromkeys(chosen)]
+            asked = Asked(files=files, types=names, jobs=jobs, queue=queue, minutes=minutes)
+            bench = Bench(Account(), name, settings, asked, say)
+            report = bench.run()
+        except NoSuchQueue as error:
+            raise Wrong(str(error)) from error
+        except NoSample as error:
+            raise Failed(str(error)) from error
+    plot = paths.out / "bench" / "types.svg"
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot.write_text(bars.svg(report), "utf-8")
+    click.echo(report.json() if as_json else "\n" + "\n".join(report.text()))
+    say(f"\n{plot}\n")
+    weights = {one.type: one.weight for one in report.lines if one.weight}
+    if not set(types_of(settings)) <= weights.keys():
+        raise Failed("the settings want a weight for each of their types, or for none: there is nothing to write")
+    _tune(paths.settings, settings, {kind: weights[kind] for kind in types_of(settings)}, write, say)
+    context.exit(1 if report.missing or bench.interrupted else 0)
+
+
+def _tune(path: Path, settings: Settings, weights: dict[str, int], write: bool, say: Callable[[str], None]) -> None:
+    # Here and not above: a parser of TOML that only this needs.
+    from ops.retune import Tuned  # noqa: PLC0415
+
+    try:
+        tuned = Tuned.of(path, settings, weights)
+    except BadSettings as error:
+        raise Failed(f"{path} does not take these weights:\n{error}") from error
+    if write:
+        path.write_text(tuned.text, "utf-8")
+    say(f"{path}, {'changed' if write else 'as --write would change it'}:\n")
+    for change in tuned.changes:
+        say(f"  {change}")
+
+
 @cli.group("batch")
 def batch_group() -> None:
     """Hand work to AWS Batch, and see what became of it.
@@ -560,9 +656,16 @@ def pools_command(
 @click.option("--port", type=click.IntRange(0, 65535), help="Where the API listens, on 127.0.0.1.")
 @click.option("--state", type=click.Path(file_okay=False), help="Keep state and logs here when it ends.")
 @click.option("--containers", is_flag=True, help="Run tasks in podman or docker (see make image), not as processes.")
+@click.option("--speeds", help='How fast GPUs are, for processors that play it: {"g5.xlarge": 2.5}, LOCALCLOUD_SPEED.')
 @click.pass_context
 def local(
-    context: click.Context, speed: float | None, seed: int | None, port: int | None, state: str | None, containers: bool
+    context: click.Context,
+    speed: float | None,
+    seed: int | None,
+    port: int | None,
+    state: str | None,
+    containers: bool,
+    speeds: str | None,
 ) -> None:
     """Keep a local cloud up until Ctrl-C.
 
@@ -573,7 +676,7 @@ def local(
     # Here and not above: the emulator takes a second to import, and only this command needs it.
     from localcloud import command  # noqa: PLC0415
 
-    given = {"--speed": speed, "--seed": seed, "--port": port, "--state": state}
+    given = {"--speed": speed, "--seed": seed, "--port": port, "--state": state, "--speeds": speeds}
     arguments = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     context.exit(command.main([*arguments, *(["--containers"] if containers else [])]))
 

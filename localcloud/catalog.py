@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from functools import cache
-from importlib import resources
 from typing import Any
 
-from localcloud import wire
+from localcloud import published, wire
 
 ON_DEMAND_USD = {
     "g4dn.xlarge": 0.526,
@@ -62,9 +59,7 @@ class UnknownType(KeyError):
 
 @cache
 def _all() -> dict[str, dict[str, Any]]:
-    data = (resources.files("moto.ec2") / "resources" / "instance_types.json.gz").read_bytes()
-    types: dict[str, dict[str, Any]] = json.loads(gzip.decompress(data))
-    return types
+    return published.instance_types()
 
 
 def names() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 import sys
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the market and all other chance")
     parser.add_argument("--state", type=Path, help="folder for state and logs (default: one that goes when it ends)")
     parser.add_argument("--containers", action="store_true", help="run tasks in podman or docker, not as processes")
+    parser.add_argument("--speeds", type=_speeds, default={}, help="JSON, instance type to speed, for tasks to know")
     # Whoever starts the cloud as a child holds the other end: however it dies, the cloud goes with it.
     parser.add_argument("--leash", action="store_true", help="end when standard input does")
     options = parser.parse_args(arguments)
@@ -83,9 +85,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"# state and logs: {state}\n# the worker's image is {REGISTRY}/{WORKER}; Ctrl-C ends it\n"
         )
         sys.stdout.flush()
-        world = World(state=state.resolve(), endpoint=endpoint, speed=options.speed, seed=options.seed, engine=runtime)
+        world = World(
+            state=state.resolve(),
+            endpoint=endpoint,
+            speed=options.speed,
+            seed=options.seed,
+            engine=runtime,
+            speeds=options.speeds,
+        )
         asyncio.run(serve(world, leash=options.leash))
     return 0
+
+
+def _speeds(text: str) -> dict[str, float]:
+    return {str(kind): float(speed) for kind, speed in json.loads(text).items()}
 
 
 if __name__ == "__main__":

@@ -8,19 +8,15 @@ import logging
 import re
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import moto
 from ministack.core import iam_actions
 from ministack.services import eventbridge, iam, lambda_svc, sns, sqs, ssm
 from ministack.services.cloudformation import engine, provisioners, stacks
 from moto.iam.aws_managed_policies import aws_managed_policies_data
-from moto.ssm.utils import convert_to_params
-from moto.utilities.utils import load_resource
 
-from localcloud import permissions
-from localcloud.world import ACCOUNT, REGION, World
+from localcloud import permissions, published
+from localcloud.world import ACCOUNT, World
 
 log = logging.getLogger(__name__)
 
@@ -168,9 +164,7 @@ def _check_mapping(function: str, queue_arn: str) -> None:
 
 def _know_parameters_and_policies() -> None:
     """What AWS publishes: the ids of the ECS images, and the managed policies, from moto's copies of them."""
-    images = Path(moto.__file__).parent / f"ssm/resources/ecs/optimized_amis/{REGION}.json"
-    for parameter in convert_to_params(load_resource(str(images))):
-        ssm._PUBLIC_AMI_PARAMETERS[parameter["Name"]] = parameter["Value"]
+    ssm._PUBLIC_AMI_PARAMETERS.update(published.ecs_parameters())
     look_up = iam._lookup_policy
 
     @functools.wraps(look_up)

@@ -26,6 +26,7 @@ from localcloud.network import Network
 from localcloud.offerings import Amis, OfferingCalls
 from localcloud.prices import LINUX, PriceCalls, PriceList
 from localcloud.quotas import Quotas
+from localcloud.runinstances import RunCalls
 from localcloud.scalingresources import GroupResource, SpotFleetResource, WarmPoolResource
 from localcloud.spotfleet import SpotFleetCalls
 from localcloud.wire import Call, Fault, Permission, Service, plays
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 INSTANCE_FILTERS: Mapping[str, Callable[[Instance], Iterable[str]]] = {
     "instance-id": lambda one: [one.id],
     "instance-state-name": lambda one: [one.state],
+    "image-id": lambda one: [one.blueprint.image_id],
     "instance-type": lambda one: [one.pool.type],
     "instance-lifecycle": lambda one: ["spot"] if one.lifecycle == SPOT else [],
     "availability-zone": lambda one: [one.pool.zone],
@@ -53,7 +55,7 @@ REQUEST_FILTERS: Mapping[str, Callable[[SpotRequest], Iterable[str]]] = {
 }
 
 
-class Ec2(SpotFleetCalls, OfferingCalls, PriceCalls, NetworkCalls, Service):
+class Ec2(RunCalls, SpotFleetCalls, OfferingCalls, PriceCalls, NetworkCalls, Service):
     """The `ec2` service: instances, Spot requests, Spot Fleets, prices, types and where they are, VPC endpoints."""
 
     name = "ec2"
@@ -66,10 +68,13 @@ class Ec2(SpotFleetCalls, OfferingCalls, PriceCalls, NetworkCalls, Service):
         self.surveyor = surveyor
         self.network = network
         self.amis = Amis(instances)
+        self.ran = {}
 
     def permissions(self, call: Call) -> Iterable[Permission]:
         """Instances and fleets by ARN with their tags, other calls on everything (Service Authorization Reference)."""
         action, params = f"ec2:{call.operation}", call.params
+        if call.operation == "RunInstances":
+            return list(self.needed_to_run(params))
         owned: Sequence[str] = {
             "TerminateInstances": params.get("InstanceIds", ()),
             "CreateTags": params.get("Resources", ()),
@@ -163,10 +168,9 @@ class Ec2(SpotFleetCalls, OfferingCalls, PriceCalls, NetworkCalls, Service):
                 ]
             }
 
-    @plays()
-    def run_instances(self, call: Call) -> Mapping[str, Any]:
-        """Refused: instances come from Spot Fleets and Auto Scaling groups here, never from the emulator's ghosts."""
-        raise Fault("NotPlayed", f"the local cloud does not play {call.operation}")
+    def described(self, one: Instance) -> dict[str, Any]:
+        """An instance as the API shows it."""
+        return _described(one)
 
     @plays("Resources", "Tags")
     def create_tags(self, call: Call) -> Mapping[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -60,16 +63,9 @@ class Laptop:
         return Remote(self.endpoint)
 
     def client(self, service: str) -> Any:
-        """A boto3 client with the operator's key. S3 paths are not rewritten to host names: there is no DNS here."""
-        session: Any = boto3.Session()
-        return session.client(
-            service,
-            endpoint_url=self.endpoint,
-            region_name=REGION,
-            aws_access_key_id=OPERATOR_KEY,
-            aws_secret_access_key=OPERATOR_KEY,
-            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3}, read_timeout=60),
-        )
+        """A boto3 client with the operator's key, the same one each time: who waits for something asks often."""
+        with _MAKING:
+            return _client(self.endpoint, service)
 
     def run(self, *command: str | Path) -> str:
         """Run an operator's command and return what it printed. Raises DidNotWork with its words."""
@@ -84,8 +80,8 @@ class Laptop:
         """The stock aws command line."""
         return self.run(PROJECT / ".venv-aws" / "bin" / "aws", *arguments)
 
-    def deploy(self, build: Path, stack: str, **parameters: str) -> dict[str, str]:
-        """Publish the assets, deploy `build/cluster.json`, return the stack's outputs. Raises DidNotWork."""
+    def deploy(self, build: Path, stack: str, template: str = "cluster", **parameters: str) -> dict[str, str]:
+        """Publish the assets, deploy a template of `build`, return the stack's outputs. Raises DidNotWork."""
         if not self._has_bucket():
             self.aws("s3", "mb", f"s3://{ASSETS_BUCKET}")
         self.run(sys.executable, "build.py", "publish", "--bucket", ASSETS_BUCKET, "--out", build)
@@ -93,7 +89,14 @@ class Laptop:
         cloudformation = self.client("cloudformation")
         try:
             self.aws(
-                *("cloudformation", "deploy", "--template-file", str(build / "cluster.json"), "--stack-name", stack),
+                *(
+                    "cloudformation",
+                    "deploy",
+                    "--template-file",
+                    str(build / f"{template}.json"),
+                    "--stack-name",
+                    stack,
+                ),
                 *("--capabilities", "CAPABILITY_IAM", "--s3-bucket", ASSETS_BUCKET, "--no-fail-on-empty-changeset"),
                 *("--parameter-overrides", *(f"{key}={value}" for key, value in chosen.items())),
             )
@@ -112,14 +115,43 @@ class Laptop:
         return any(bucket["Name"] == ASSETS_BUCKET for bucket in self.client("s3").list_buckets()["Buckets"])
 
 
+_MAKING = threading.Lock()
+
+
+@functools.cache
+def _session() -> Any:
+    return boto3.Session()
+
+
+@functools.cache
+def _client(endpoint: str, service: str) -> Any:
+    return _session().client(
+        service,
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=OPERATOR_KEY,
+        aws_secret_access_key=OPERATOR_KEY,
+        # S3 paths are not rewritten to host names: there is no DNS here.
+        config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3}, read_timeout=60),
+    )
+
+
 @contextlib.contextmanager
-def laptop(state: Path, *, speed: float = 1.0, seed: int = 0, containers: bool = False) -> Iterator[Laptop]:
+def laptop(
+    state: Path,
+    *,
+    speed: float = 1.0,
+    seed: int = 0,
+    containers: bool = False,
+    speeds: Mapping[str, float] | None = None,
+) -> Iterator[Laptop]:
     """Start a local cloud with its state under `state`, and end it with everything it started."""
     state.mkdir(parents=True, exist_ok=True)
     endpoint = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "localcloud.command", "--leash", "--port", endpoint.rsplit(":", 1)[1]]
     command += ["--speed", str(speed), "--seed", str(seed), "--state", str(state)]
     command += ["--containers"] if containers else []
+    command += ["--speeds", json.dumps(dict(speeds))] if speeds else []
     with (state / "cloud.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True

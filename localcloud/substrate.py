@@ -205,15 +205,24 @@ def _alert(topic: str, alarm: str, subject: str, message: str) -> None:
 
 
 def operator(service: str) -> Any:
-    """A boto3 client with the operator's root key, one per thread. Never call it with the world's lock held."""
-    if not hasattr(_clients, service):
-        session: Any = boto3.Session(aws_access_key_id=OPERATOR_KEY, aws_secret_access_key=OPERATOR_KEY)
-        config = Config(connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 2})
-        setattr(_clients, service, session.client(service, config=config))
-    return getattr(_clients, service)
+    """A boto3 client with the operator's root key, for all threads. Never call it with the world's lock held."""
+    with _MAKING:
+        return _client(service)
 
 
-_clients = threading.local()
+_MAKING = threading.Lock()
+"""Threads may share clients, and not the session that makes them (boto3, "Multithreading or multiprocessing")."""
+
+
+@functools.cache
+def _client(service: str) -> Any:
+    config = Config(connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 2})
+    return _session().client(service, config=config)
+
+
+@functools.cache
+def _session() -> Any:
+    return boto3.Session(aws_access_key_id=OPERATOR_KEY, aws_secret_access_key=OPERATOR_KEY)
 
 
 def _handler(service: wire.Service, fallback: Any, throttle: Throttle) -> Callable[..., Awaitable[Reply]]:

@@ -7,7 +7,7 @@ import logging
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +70,8 @@ class World:
     seed: int = 0
     engine: Engine | None = None
     """What runs the containers of tasks; without one each is a plain process."""
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """How fast the GPUs of an instance type are, for a processor that plays one: tasks find it in LOCALCLOUD_SPEED."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     _steps: list[Callable[[datetime], None]] = field(default_factory=list)
     _farewells: list[Callable[[], None]] = field(default_factory=list)

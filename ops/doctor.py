@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Any, Literal
@@ -542,7 +542,10 @@ class Doctor:
         groups: dict[str, list[InstanceType]] = {}
         for name in names:
             if name in self._offered:
-                groups.setdefault(family(name, market), []).append(self._offered[name].size)
+                size = self._offered[name].size
+                # A weight stands for the GPUs: the limits are in units, which it makes smaller.
+                units_each = self._settings.compute.weights.get(name, size.gpus)
+                groups.setdefault(family(name, market), []).append(replace(size, gpus=units_each))
         for group, sizes in sorted(groups.items()):
             if (market, group) not in QUOTAS:
                 yield Finding(COULD_NOT_LOOK, f"{market} quota of {group}: its code is not known here")

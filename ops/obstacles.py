@@ -101,7 +101,7 @@ class Machine:
     joined: bool
     draining: bool = False
     units: int = 0
-    """GPUs that it registered; what its type should have until it has joined."""
+    """Of the GPUs that it registered; what its type should have until it has joined."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,7 @@ class Status:
             urgency=brain["URGENCY"],
             spot=Market(requested=self._spot_requested()),
             on_demand=Market(requested=self._desired("OnDemandGroup") * int(brain["ON_DEMAND_UNITS"])),
-            machines=tuple(self._machines(json.loads(brain["UNITS_BY_TYPE"]), brain["CLUSTER"])),
+            machines=tuple(self._machines(_sizes(brain), brain["CLUSTER"])),
             retries=tuple(found.retries),
             running=len(found.running),
         )
@@ -401,7 +402,7 @@ class Status:
         )["AutoScalingGroups"]
         return int(groups[0]["DesiredCapacity"]) if groups else 0
 
-    def _machines(self, units: Mapping[str, int], cluster: str) -> Iterator[Machine]:
+    def _machines(self, sizes: Mapping[str, tuple[int, int]], cluster: str) -> Iterator[Machine]:
         joined = {one["ec2InstanceId"]: one for one in self._joined(cluster)}
         found = self._account.all(
             "ec2",
@@ -414,6 +415,7 @@ class Status:
         )
         for one in (one for reservation in found for one in reservation["Instances"]):
             kind, there = one["InstanceType"], joined.get(one["InstanceId"])
+            units, gpus = sizes.get(kind, sizes.get("*", (1, 1)))
             yield Machine(
                 id=one["InstanceId"],
                 pool=f"{kind}/{one['Placement']['AvailabilityZone']}",
@@ -421,7 +423,7 @@ class Status:
                 launched=one["LaunchTime"],
                 joined=there is not None,
                 draining=there is not None and there["status"] != "ACTIVE",
-                units=_gpus(there) if there else units.get(kind, units.get("*", 1)),
+                units=ceil(_gpus(there) * units / gpus) if there else units,
             )
 
     def _joined(self, cluster: str) -> Iterator[Mapping[str, Any]]:
@@ -548,6 +550,13 @@ def _capacity(market: Market, machines: Iterable[Machine]) -> Capacity:
         present=sum(one.units for one in ours),
         joined=sum(one.units for one in ours if one.joined and not one.draining),
     )
+
+
+def _sizes(brain: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Units and GPUs by instance type, as the capacity Lambda was told."""
+    units = json.loads(brain["UNITS_BY_TYPE"])
+    gpus = json.loads(brain.get("GPUS_BY_TYPE", brain["UNITS_BY_TYPE"]))
+    return {kind: (units[kind], gpus[kind]) for kind in units}
 
 
 def _gpus(joined: Mapping[str, Any]) -> int:
