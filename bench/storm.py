@@ -17,8 +17,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "lambdas"))
 
@@ -143,13 +144,19 @@ class Cell:
         ]
         return {"Reservations": [{"Instances": found}], **({"NextToken": more} if more else {})}
 
-    def _DescribeSpotInstanceRequests(self, Filters: Any, **_: Any) -> dict[str, Any]:
-        asked, codes = Filters[0]["Values"], Filters[1]["Values"]
-        assert len(asked) <= 200 and set(codes) == set(TAKEN)
-        found = {i: self.taken[i] for i in asked if i in self.taken and self.taken[i] <= datetime.now(UTC)}
-        return {
-            "SpotInstanceRequests": [{"InstanceId": i, "Status": {"UpdateTime": at}} for i, at in found.items()],
-        }
+    def _DescribeSpotInstanceRequests(
+        self, Filters: Any, MaxResults: int, NextToken: str = "0", **_: Any
+    ) -> dict[str, Any]:
+        asked = {one["Name"]: one["Values"] for one in Filters}
+        assert MaxResults <= 1000 and set(asked["status-code"]) == set(TAKEN)
+        assert len(asked.get("instance-id", ())) <= 200
+        found = [
+            {"InstanceId": i, "Status": {"UpdateTime": at}}
+            for i, at in self.taken.items()
+            if at <= datetime.now(UTC) and i in asked.get("instance-id", self.taken)
+        ]
+        page, more = _page(found, NextToken, MaxResults)
+        return {"SpotInstanceRequests": page, **({"NextToken": more} if more else {})}
 
     def _ListContainerInstances(self, nextToken: str = "0", **_: Any) -> dict[str, Any]:
         page, more = _page(self.instances, nextToken, 100)
@@ -198,7 +205,7 @@ def arn(instance: str) -> str:
     return f"{ACCOUNT}:container-instance/cell/{instance}"
 
 
-def _page(items: Sequence[str], start: str, size: int) -> tuple[Sequence[str], str | None]:
+def _page(items: Sequence[T], start: str, size: int) -> tuple[Sequence[T], str | None]:
     end = int(start) + size
     return items[int(start) : end], str(end) if end < len(items) else None
 

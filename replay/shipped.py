@@ -132,7 +132,7 @@ class Shipped:
                     # What is under notice, the handler has drained before it looks.
                     draining=machine.leaving,
                     tasks=int(machine.worker),
-                    units=1,
+                    gpus=1,
                     since=_moment(machine.joins),
                 )
                 if machine.up

@@ -107,7 +107,7 @@ def _environments(
                     AllocationStrategy=strategy,
                     MinvCpus=0,
                     # DesiredvCpus is left out: it is Batch's own, and every update would reset it.
-                    MaxvCpus=_vcpus(types, units),
+                    MaxvCpus=_vcpus(settings, types, units),
                     InstanceTypes=list(types),
                     Subnets=places.subnets,
                     SecurityGroupIds=[places.security_group],
@@ -138,11 +138,11 @@ def _environments(
     return {"spot": spot, "on-demand": helpers}
 
 
-def _vcpus(types: tuple[str, ...], units: int) -> int:
-    """Batch counts vCPUs and no GPUs. So many that there are never more GPUs than `units`, whichever types it buys
-    (and one instance, by which it may exceed this).
+def _vcpus(settings: Settings, types: tuple[str, ...], units: int) -> int:
+    """Batch counts vCPUs and no GPUs. So many that there are never more than `units`, whichever types it buys (and one
+    instance, by which it may exceed this).
     """
-    return units * min(INSTANCE_TYPES[name].vcpus // INSTANCE_TYPES[name].gpus for name in types)
+    return min(units * INSTANCE_TYPES[name].vcpus // settings.units_of(name) for name in types)
 
 
 def _update_minutes(settings: Settings) -> int:

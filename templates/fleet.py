@@ -14,7 +14,6 @@ from templates import machines, policies
 from templates.assets import Assets
 from templates.cluster import Worker, service_name
 from templates.data import Data
-from templates.instance_types import INSTANCE_TYPES
 from templates.machines import Machines
 from templates.network import Network
 from templates.settings import Settings
@@ -128,7 +127,7 @@ def _choice(settings: Settings) -> list[dict[str, Any]]:
     return [
         {
             "InstanceType": name,
-            "WeightedCapacity": float(INSTANCE_TYPES[name].gpus),
+            "WeightedCapacity": float(settings.units_of(name)),
             **({"Priority": float(rank)} if prioritized else {}),
         }
         for rank, name in enumerate(settings.compute.instance_types)

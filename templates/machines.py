@@ -141,7 +141,10 @@ def on_demand_group(
         how = {"LaunchTemplate": version_of(warm), "LifecycleHookSpecificationList": [_first_boot()]}
     group = template.add_resource(
         autoscaling.AutoScalingGroup(
-            "OnDemandGroup", MaxSize=str(choice.max_instances), **how, **group_properties(settings, network, operators)
+            "OnDemandGroup",
+            MaxSize=str(settings.max_on_demand_instances),
+            **how,
+            **group_properties(settings, network, operators),
         )
     )
     if choice.warm_units:
@@ -153,8 +156,8 @@ def on_demand_group(
                 # Both the same: only then has the pool one size, whatever runs. MaxGroupPreparedCapacity less what runs
                 # is the pool, and without it MaxSize less what runs; but never less than MinSize (API reference,
                 # PutWarmPool). An instance that leaves the group ends: ECS knows no way back into the pool.
-                MinSize=choice.warm_instances,
-                MaxGroupPreparedCapacity=choice.warm_instances,
+                MinSize=settings.warm_instances,
+                MaxGroupPreparedCapacity=settings.warm_instances,
             )
         )
     return group
@@ -213,11 +216,13 @@ def environment(settings: Settings, on_demand: autoscaling.AutoScalingGroup) -> 
     """What the capacity Lambda is told in every profile. `*` is every type that is not named."""
     wanted, choice = settings.compute.attributes, settings.on_demand
     named = choice.instance_types if wanted else (*settings.compute.instance_types, *choice.instance_types)
-    units = {name: INSTANCE_TYPES[name].gpus for name in sorted(set(named))}
+    units = {name: settings.units_of(name) for name in sorted(set(named))}
+    gpus = {name: INSTANCE_TYPES[name].gpus for name in units}
     return {
         "ON_DEMAND_GROUP": Ref(on_demand),
         "UNITS_BY_TYPE": json.dumps({"*": 1, **units} if wanted else units),
-        "ON_DEMAND_UNITS": str(choice.units_per_instance),
+        **({"GPUS_BY_TYPE": json.dumps(gpus)} if settings.compute.weights else {}),
+        "ON_DEMAND_UNITS": str(settings.on_demand_units),
         "MAX_UNITS": str(settings.compute.max_units),
         "MAX_ON_DEMAND_UNITS": str(choice.max_units),
         "URGENCY": choice.urgency,

@@ -21,6 +21,8 @@ SMALLEST_ROOT_GIB = 30
 """The snapshot of the ECS AL2023 images (aws/amazon-ecs-ami, variables.pkr.hcl)."""
 MOST_QUEUES = 10
 """So many are told to the Lambdas in their environment, of which Lambda takes 4 KB (Developer Guide, "Quotas")."""
+HEAVIEST = 999
+"""The most that Auto Scaling takes for a weight (API reference, LaunchTemplateOverrides); Spot Fleet names no limit."""
 SMALLEST_PRIVATE = 22
 """With eleven usable addresses in a subnet, as a /24 gives, the interface endpoints leave none to the instances."""
 STACK_TAG = "spindrift:stack"
@@ -141,10 +143,11 @@ class Attributes(Section):
 
 
 class Compute(Section):
-    """What the Spot Fleet may buy: types from a list, or by attributes."""
+    """What the Spot Fleet may buy: types from a list, or by attributes; and what an instance of each type is worth."""
 
     instance_types: InstanceTypes = ("g4dn.xlarge", "g4dn.2xlarge", "g5.xlarge", "g5.2xlarge", "g6.xlarge")
     attributes: Attributes | None = None
+    weights: dict[str, Annotated[int, Field(ge=1, le=HEAVIEST)]] = Field(default_factory=dict)
     max_units: Annotated[int, Field(ge=1, le=10_000)] = 8
     root_volume_gib: Annotated[int, Field(ge=SMALLEST_ROOT_GIB, le=16_384)] = 60
 
@@ -179,11 +182,6 @@ class OnDemand(Section):
         if len(set(gpus.values())) > 1:
             told = ", ".join(f"{name} {count}" for name, count in gpus.items())
             raise ValueError(f"instance_types: all must have the same number of GPUs, got {told}")
-        if self.max_units < self.units_per_instance and self.urgency != "spot-only":
-            raise ValueError(
-                f"max_units: at least {self.units_per_instance} (one {self.instance_types[0]}) "
-                f"unless urgency is spot-only, got {self.max_units}"
-            )
         return self
 
     @model_validator(mode="after")
@@ -194,21 +192,6 @@ class OnDemand(Section):
             told = ", ".join(self.instance_types)
             raise ValueError(f"instance_types: a warm pool has one type (warm_units is {self.warm_units}), got {told}")
         return self
-
-    @property
-    def units_per_instance(self) -> int:
-        """GPUs of one instance; the same whichever type the group gets."""
-        return INSTANCE_TYPES[self.instance_types[0]].gpus
-
-    @property
-    def max_instances(self) -> int:
-        """The ceiling as whole instances."""
-        return self.max_units // self.units_per_instance
-
-    @property
-    def warm_instances(self) -> int:
-        """How many wait stopped, as whole instances."""
-        return ceil(self.warm_units / self.units_per_instance)
 
 
 class Queue(Section):
@@ -241,6 +224,7 @@ class Worker(Section):
     max_input_mib: Annotated[int, Field(ge=1, le=2**20)] = 1024
     max_output_mib: Annotated[int, Field(ge=1, le=2**20)] = 8192
     processors: Annotated[int, Field(ge=1, le=32)] = 1
+    batch: Annotated[int, Field(ge=1, le=32)] = 1
     scratch: Literal["disk", "memory", "shared"] = "disk"
     stop_timeout_seconds: Annotated[int, Field(ge=2, le=110)] = 110
     shared_files: bool = False
@@ -249,6 +233,12 @@ class Worker(Section):
     def _scratch_is_there(self) -> Self:
         if self.scratch == "shared" and not self.shared_files:
             raise ValueError("scratch: shared only with worker.shared_files")
+        return self
+
+    @model_validator(mode="after")
+    def _a_command_takes_one(self) -> Self:
+        if self.command and self.batch > 1:
+            raise ValueError(f"batch: 1 with a command, which is given one file; got {self.batch}")
         return self
 
     @model_validator(mode="after")
@@ -389,6 +379,39 @@ class Settings(Section):
             raise BadSettings("\n".join(mistakes))
         return cls(**good)
 
+    def units_of(self, instance_type: str) -> int:
+        """How many units an instance of this type is: its weight, or, where nobody weighs, its GPUs."""
+        return _units_of(instance_type, self.compute)
+
+    @property
+    def on_demand_units(self) -> int:
+        """Units of one On-Demand instance.
+
+        Its group counts instances, of whichever type it gets: each is taken for the least of them, so that rather a
+        little too much is bought than too little.
+        """
+        return _least(self.on_demand, self.compute)[0]
+
+    @property
+    def max_on_demand_instances(self) -> int:
+        """The ceiling of On-Demand as whole instances."""
+        return self.on_demand.max_units // self.on_demand_units
+
+    @property
+    def warm_instances(self) -> int:
+        """How many On-Demand instances wait stopped."""
+        return ceil(self.on_demand.warm_units / self.on_demand_units)
+
+
+def _units_of(name: str, compute: Compute) -> int:
+    return compute.weights.get(name, INSTANCE_TYPES[name].gpus)
+
+
+def _least(on_demand: OnDemand, compute: Compute) -> tuple[int, str]:
+    """Units of the least of the On-Demand types, and which that is."""
+    units, rank = min((_units_of(name, compute), rank) for rank, name in enumerate(on_demand.instance_types))
+    return units, on_demand.instance_types[rank]
+
 
 def _tasks_fit_their_gpus(queues: tuple[Queue, ...], compute: Compute, on_demand: OnDemand) -> list[str]:
     mistakes = []
@@ -397,7 +420,34 @@ def _tasks_fit_their_gpus(queues: tuple[Queue, ...], compute: Compute, on_demand
         if queue.placement == "on-demand":
             key, most = "on_demand.max_units", on_demand.max_units
         if queue.max_tasks > most:
-            mistakes.append(f"queues[{place}].max_tasks: at most {key} ({most}: one GPU each), got {queue.max_tasks}")
+            each = "one unit" if compute.weights else "one GPU"
+            mistakes.append(f"queues[{place}].max_tasks: at most {key} ({most}: {each} each), got {queue.max_tasks}")
+    return mistakes
+
+
+def _on_demand_may_have_one(on_demand: OnDemand, compute: Compute) -> list[str]:
+    least, name = _least(on_demand, compute)
+    if on_demand.max_units >= least or on_demand.urgency == "spot-only":
+        return []
+    return [
+        f"on_demand.max_units: at least {least} (one {name}) unless urgency is spot-only, got {on_demand.max_units}"
+    ]
+
+
+def _all_types_are_weighed_or_none(profile: str, compute: Compute, on_demand: OnDemand) -> list[str]:
+    """A fleet counts GPUs, or what instances are worth: of both at once no sum would make sense."""
+    weights = compute.weights
+    if not weights:
+        return []
+    mistakes = ["compute.weights: only with profile fleet, got groups"] if profile == "groups" else []
+    if compute.attributes:
+        return [*mistakes, "compute.weights: only with compute.instance_types, got compute.attributes"]
+    ours = "compute.instance_types, on_demand.instance_types"
+    bought = {*compute.instance_types, *on_demand.instance_types}
+    if missing := sorted(bought - weights.keys()):
+        mistakes.append(f"compute.weights: one for each type of {ours}, none for {', '.join(missing)}")
+    if others := sorted(weights.keys() - bought):
+        mistakes.append(f"compute.weights: only for types of {ours}, got {', '.join(others)}")
     return mistakes
 
 
@@ -496,6 +546,8 @@ def _attributes_are_what_ec2_takes(profile: str, compute: Compute, spot: Spot, n
 
 LAWS: tuple[Callable[..., list[str]], ...] = (
     _tasks_fit_their_gpus,
+    _on_demand_may_have_one,
+    _all_types_are_weighed_or_none,
     _a_deadline_is_said,
     _prefixes_can_be_told_apart_by_s3,
     _task_fits_its_host,

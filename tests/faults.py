@@ -159,6 +159,7 @@ FAULTS = [
     # Machines.
     Fault("rules", "a fleet role that cannot tag", "lacks AmazonEC2SpotFleetTaggingRole", lambda t: drop(p(t, "SpotFleetRole"), "ManagedPolicyArns")),
     Fault("rules", "a weight that is not the GPUs", "WeightedCapacity 2.0, but it has 1", lambda t: put(pool(t), WeightedCapacity=2.0)),
+    Fault("rules", "a weight that the Lambda is not told", "WeightedCapacity 2.0, but the capacity Lambda counts 4", lambda t: put(pool(t), WeightedCapacity=2.0), of="plain"),
     Fault("rules", "a fleet that counts instances", "no WeightedCapacity", lambda t: drop(pool(t), "WeightedCapacity")),
     Fault("rules", "attributes for one or two GPUs", "one number of GPUs", lambda t: pool(t)["InstanceRequirements"]["AcceleratorCount"].update(Max=2), of="everything"),
     Fault("rules", "a fleet that terminates what is too much", "must be noTermination", lambda t: put(fleet(t), ExcessCapacityTerminationPolicy="default")),

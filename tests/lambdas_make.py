@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 
 from capacity.nouns import Decision, Instance, Joined, Load, Notes, Placement, Policy, Seen, Service
@@ -47,7 +48,7 @@ def instance(name, *, tasks=0, draining=False, gpus=None, joined=True, took=time
     if not joined:
         return whole
     gpus = whole.units if gpus is None else gpus
-    there = Joined(arn=f"arn/{name}", draining=draining, tasks=tasks, units=gpus, since=whole.launched + took)
+    there = Joined(arn=f"arn/{name}", draining=draining, tasks=tasks, gpus=gpus, since=whole.launched + took)
     return replace(whole, units=gpus, joined=there)
 
 
@@ -208,7 +209,7 @@ class Town:
     def _joined(self, i, at):
         if i.joined or at - i.launched < self._boots[i.spot]:
             return i
-        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, units=1, since=at))
+        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, gpus=1, since=at))
 
     def _work(self):
         """Tasks where there is room for them, and their ends."""
@@ -243,3 +244,55 @@ class Town:
             fulfilled=float(sum(i.spot and i.id not in self.look.noticed for i in instances)),
             on_demand_present=sum(not i.spot for i in instances),
         )
+
+
+class Weighed(Town):
+    """A town whose market brings types of several weights, as it likes, and whose ECS places tasks likewise."""
+
+    def __init__(self, chosen, types, chance):
+        super().__init__(chosen)
+        self._types, self._chance = types, chance
+
+    def at_work(self):
+        """Units that have a task."""
+        return sum(i.worth * i.joined.tasks for i in self.look.instances if i.joined and not i.joined.draining)
+
+    def _joined(self, i, at):
+        if i.joined or at - i.launched < self._boots[i.spot]:
+            return i
+        gpus = int(i.units / i.worth)
+        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, gpus=gpus, since=at))
+
+    def _work(self):
+        """Tasks stay where they are; more go anywhere, and of too many any end. What drains ends its tasks."""
+        counts = {i.id: 0 if i.joined.draining else i.joined.tasks for i in self.look.instances if i.joined}
+        room = {i.id: i.joined.gpus for i in self.look.instances if i.joined and not i.joined.draining}
+        more = self.look.services[0].desired - sum(counts.values())
+        for _ in range(abs(more)):
+            places = [i for i in sorted(room) if counts[i] < room[i]] if more > 0 else [i for i in counts if counts[i]]
+            if places:
+                counts[self._chance.choice(sorted(places))] += 1 if more > 0 else -1
+        self.look = replace(
+            self.look,
+            instances=tuple(
+                replace(i, joined=replace(i.joined, tasks=counts[i.id])) if i.joined else i for i in self.look.instances
+            ),
+        )
+
+    def _launch(self):
+        have = sum(i.units for i in self.look.instances)
+        new = []
+        while have < self.look.requested:
+            units, gpus = self._chance.choice(self._types)
+            self._number += 1
+            new.append(
+                Instance(
+                    id=f"i-{self._number:04}",
+                    spot=True,
+                    units=units,
+                    worth=Fraction(units, gpus),
+                    launched=self.look.at,
+                )
+            )
+            have += units
+        self.look = replace(self.look, instances=(*self.look.instances, *new), fulfilled=float(have))

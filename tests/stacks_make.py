@@ -11,6 +11,7 @@ from templates.stacks import STACKS, rendered
 HASH = "0123456789abcdef" * 4
 EVERYTHING = tomllib.loads((Path(__file__).parent / "everything.toml").read_text("utf-8"))
 GIVEN_VPC = {"vpc_id": "vpc-12345678", "subnet_ids": ["subnet-11111111", "subnet-22222222"]}
+WEIGHTS = {"g4dn.xlarge": 4, "g4dn.2xlarge": 4, "g5.xlarge": 7, "g5.2xlarge": 8, "g6.xlarge": 5}
 TABLES = {
     "defaults": {},
     "everything": EVERYTHING,
@@ -19,6 +20,7 @@ TABLES = {
         "network": GIVEN_VPC,
         "on_demand": {"urgency": "spot-only", "max_units": 0},
         "security": {"customer_key": False},
+        "compute": {"weights": WEIGHTS},
         "spot": {"allocation_strategy": "capacityOptimizedPrioritized"},
     },
 }

@@ -18,7 +18,7 @@ from moto.ec2.models.spot_requests import SpotFleetRequest
 from moto.ecs.models import ecs_backends
 from moto_account import ACCOUNT, IMAGE, REGION, SESSION, Account, let_spot_requests_be_filtered
 
-from capacity.account import AT_RISK_TAG, STACK_TAG, SURPLUS_TAG, CouldNotApply, CouldNotLook
+from capacity.account import AT_RISK_TAG, BENCH_TAG, STACK_TAG, SURPLUS_TAG, CouldNotApply, CouldNotLook
 from capacity.cloud import Aws
 from capacity.handler import run
 from capacity.metrics import MOST_VALUES, Metric, embedded, of_notices, of_pass
@@ -335,6 +335,97 @@ def test_an_instance_of_a_type_nobody_named_stops_nothing(world, told, units):
     assert [i.units for i in world.cloud.look(world.now).instances] == [units]
     world.hear()
     assert (world.target(), world.live().keys()) == (1, {booting})
+
+
+@pytest.mark.parametrize("gpus, units, worth", [(4, 10, 2.5), (3, 8, 8 / 3), (1, 3, 3.0), (0, 0, 2.5)])
+def test_a_weight_is_shared_by_the_gpus_that_the_type_has(world, gpus, units, worth):
+    [ready, booting] = world.spot(2)
+    world.join([ready], gpus=gpus)
+    world.wire(UNITS_BY_TYPE='{"g5.xlarge": 10, "g4dn.xlarge": 1}', GPUS_BY_TYPE='{"g5.xlarge": 4, "g4dn.xlarge": 1}')
+
+    there = {i.id: i for i in world.cloud.look(world.now).instances}
+
+    assert (there[ready].units, float(there[ready].worth), there[ready].joined.gpus) == (units, worth, gpus)
+    assert (there[booting].units, float(there[booting].worth)) == (10, 2.5)
+    assert world.settings.policy.least == 1
+
+
+def test_weights_and_gpus_of_different_types_are_refused():
+    with pytest.raises(BadSettings, match="GPUS_BY_TYPE has other types than UNITS_BY_TYPE"):
+        Settings.read(ENVIRONMENT | {"SPOT_FLEET_ID": "f", "UNITS_BY_TYPE": '{"a": 3}', "GPUS_BY_TYPE": '{"b": 1}'})
+
+
+def test_ecs_is_asked_for_as_many_tasks_as_do_the_units(world, dry):
+    """Five units are two tasks where a GPU is worth four, and three where the least is worth two and none is there."""
+    told = {"UNITS_BY_TYPE": '{"g5.xlarge": 4, "g4dn.xlarge": 2}', "GPUS_BY_TYPE": '{"g5.xlarge": 1, "g4dn.xlarge": 1}'}
+    instances = world.spot(2)
+    world.join(instances)
+    dry()
+    world.wire(**told)
+    world.work(5)
+    world.hear()
+    assert (world.target(), world.tasks()) == (5, 2)
+
+    world.ec2.terminate_instances(InstanceIds=instances)
+    world.hear()
+    assert (world.target(), world.tasks()) == (5, 3)
+
+
+def bench(world, minutes):
+    """A Spot instance that idles, and is measured for so long."""
+    [measured] = world.spot(1)
+    world.join([measured])
+    until = (world.now + timedelta(minutes=minutes)).isoformat()
+    world.ec2.create_tags(Resources=[measured], Tags=[{"Key": BENCH_TAG, "Value": until}])
+    return measured
+
+
+def test_what_is_measured_is_neither_counted_nor_ended_before_its_time(world):
+    measured = bench(world, minutes=10)
+    for _ in range(3):
+        world.hear()
+    assert world.cloud.look(world.now).instances == ()
+    assert (world.live().keys(), world.status()[measured]) == ({measured}, "ACTIVE")
+
+    world.now += timedelta(minutes=10)
+    assert [i.id for i in world.cloud.look(world.now).instances] == [measured]
+    for _ in range(3):
+        world.hear()
+    assert not world.live()
+
+
+def test_what_is_measured_drains_at_a_notice(world):
+    measured = bench(world, minutes=10)
+
+    world.hear(notice(measured))
+
+    assert world.status()[measured] == "DRAINING"
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2024-05-01T12:00:00"])
+def test_a_time_that_makes_no_sense_measures_nothing(world, text):
+    measured = bench(world, minutes=10)
+    world.ec2.create_tags(Resources=[measured], Tags=[{"Key": BENCH_TAG, "Value": text}])
+
+    assert [i.id for i in world.cloud.look(world.now).instances] == [measured]
+
+
+@pytest.mark.parametrize("most", [1, 200])
+def test_notices_are_found_among_any_number_of_instances(world, monkeypatch, most):
+    """Of more than a filter takes, EC2 is asked for every request of the account, and others' are passed over."""
+    monkeypatch.setattr("capacity.account.MOST_FILTERED", most)
+    [doomed, _] = world.spot(2)
+    world.mark(doomed)
+    [other] = world.ec2.request_spot_instances(
+        SpotPrice="1", LaunchSpecification={"ImageId": IMAGE, "InstanceType": "g5.xlarge"}
+    )["SpotInstanceRequests"]
+    world.mark(
+        world.ec2.describe_spot_instance_requests(SpotInstanceRequestIds=[other["SpotInstanceRequestId"]])[
+            "SpotInstanceRequests"
+        ][0]["InstanceId"]
+    )
+
+    assert world.cloud.look(world.now).noticed == {doomed}
 
 
 def test_instances_of_others_are_not_seen(world):

@@ -170,7 +170,7 @@ def test_every_decision_says_why(look, says):
 
 # Laws
 
-law = settings(max_examples=200, deadline=None, database=None)
+law = settings(deadline=None, database=None)
 few = st.integers(0, 4)
 ages = st.sampled_from([timedelta(seconds=s) for s in (5, 60, 299, 300, 900, 3600)])
 moments = st.none() | ages.map(lambda age: NOON - age)

@@ -5,18 +5,21 @@ Numbers are small, so that limits, ties and zeros are drawn often.
 
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 from itertools import count
 from math import ceil
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lambdas_make import NOON, PLACED, Town, applied, instance, od, part, policy, seen, waiting
+from lambdas_make import NOON, PLACED, Town, Weighed, applied, instance, od, part, policy, seen, waiting
 
 from capacity.breaker import OFTEN, QUIET, TWICE, tripped_until, with_loss
+from capacity.gpus import Gpu, tasks_worth
+from capacity.need import needed, tasks_for
 from capacity.nouns import Arrival, Load, Notes, Urgency, Wave
 from capacity.policy import decide
 
-law = settings(max_examples=200, deadline=None, database=None)
+law = settings(deadline=None, database=None)
 few = st.integers(0, 4)
 work = st.just(0) | st.integers(0, 8)
 names = st.sampled_from(sorted(PLACED))
@@ -166,7 +169,7 @@ def healthy(look, without=()):
     return sum(
         i.units
         for i in look.instances
-        if i.joined and i.joined.units and not i.joined.draining and i.id not in look.noticed and i.id not in without
+        if i.joined and i.joined.gpus and not i.joined.draining and i.id not in look.noticed and i.id not in without
     )
 
 
@@ -344,7 +347,7 @@ def test_older_jobs_never_mean_less_help(look, chosen, older):
     assert before.on_demand_desired <= after.on_demand_desired
 
 
-@law
+@settings(law, max_examples=max(200, law.max_examples))
 @given(looks(), policies(urgencies=[Urgency.DEADLINE]))
 def test_jobs_that_can_wait_for_spot_buy_nothing(look, chosen):
     quiet = changed(idler(look, "steady"), "worker", arrivals=(), job_seconds=60.0)
@@ -498,6 +501,65 @@ def test_the_breaker_trips_when_spot_was_lost_twice_over(known, taken, left):
         assert sum(wave.share for wave in now if wave.at > until - QUIET - OFTEN) >= TWICE
     assert tripped_until(with_loss((), taken, left, NOON)) is None
     assert with_loss(now, taken, left, NOON) == now
+
+
+# Where types are weighed
+
+
+worths = st.builds(Fraction, st.integers(1, 9), st.integers(1, 4))
+gpus_there = st.lists(worths, max_size=6).map(sorted)
+
+
+@law
+@given(st.integers(0, 60), gpus_there, worths)
+def test_any_so_many_gpus_do_the_work_and_fewer_might_not(units, there, least):
+    tasks = tasks_worth(units, there, least)
+    to_come = [least] * max(0, tasks - len(there))
+
+    assert sum(sorted([*there, *to_come][:tasks] if to_come else there[:tasks])) >= units
+    assert not tasks or sum(there[: tasks - 1]) + least * max(0, tasks - 1 - len(there)) < units
+    assert tasks <= tasks_worth(units + 1, there, least)
+    assert tasks_worth(units, [Fraction(1)] * len(there), Fraction(1)) == units
+
+
+@law
+@given(st.lists(st.integers(0, 25), min_size=1, max_size=3), gpus_there, worths)
+def test_every_service_has_gpus_of_its_own_when_all_that_is_needed_is_there(units, there, least):
+    """Else one service might keep the last GPU for ever, and another's jobs wait."""
+    load = Load(jobs_per_task=1, max_tasks=99, units_per_task=1)
+    wanted = {f"service-{n}": count for n, count in enumerate(units)}
+    chosen = policy(loads=dict.fromkeys(wanted, load), max_units=99, least=least)
+    gpus = [Gpu(worth, spot=True) for worth in there]
+    need = needed(wanted, chosen, gpus).spot
+
+    assert need >= sum(units)
+    assert need == sum(units) or len([count for count in units if count]) > 1
+    if need <= sum(there):
+        assert sum(tasks_for(wanted, gpus, chosen).values()) <= len(there)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    st.lists(st.sampled_from([(1, 1), (3, 1), (10, 1), (8, 2), (5, 4)]), min_size=2, max_size=3, unique=True),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.randoms(use_true_random=False),
+)
+def test_a_fleet_of_unequal_types_shrinks_to_what_is_needed_and_to_nothing(types, most, least, chance):
+    town = Weighed(policy(max_units=99, least=min(Fraction(units, gpus) for units, gpus in types)), types, chance)
+    for backlog in (most, least):
+        town.run(minutes=25, backlog=backlog)
+        whole = sum(i.units for i in town.look.instances)
+        assert whole >= backlog
+        assert town.at_work() >= backlog
+        town.run(minutes=20, backlog=backlog)
+        assert sum(i.units for i in town.look.instances) == whole, "it does not come to rest"
+    assert not [i for i in town.look.instances if not i.joined.tasks and i.units <= whole - least], "idle and too much"
+    there = sorted(i.worth for i in town.look.instances for _ in range(i.joined.gpus))
+    assert town.look.services[0].desired == tasks_worth(least, there, town.policy.least)
+
+    town.run(minutes=8, backlog=0)
+    assert not town.look.instances
 
 
 # Over time

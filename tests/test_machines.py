@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_worker.health import BROKEN
 from templates import machines
 from templates.assets import Asset, Assets
 from templates.instance_types import INSTANCE_TYPES
@@ -161,6 +162,31 @@ def test_the_lambda_knows_the_units_of_types_that_nobody_named():
 
     assert units == {"*": 1, "g5.12xlarge": 4}
     assert "*" not in json.loads(environment()["UNITS_BY_TYPE"])
+
+
+def test_weights_are_what_the_fleet_counts_and_what_the_lambda_is_told():
+    weights = {"g4dn.xlarge": 10, "g5.12xlarge": 95}
+    settings = {"compute": {"instance_types": [*weights], "weights": weights, "max_units": 400},
+                "on_demand": {"instance_types": ["g4dn.xlarge"], "max_units": 40}}  # fmt: skip
+    [launch] = properties("SpotFleet", **settings)["SpotFleetRequestConfigData"]["LaunchTemplateConfigs"]
+
+    pools = [one["Fn::If"][1] if "Fn::If" in one else one for one in launch["Overrides"]]
+    assert {(pool["InstanceType"], pool["WeightedCapacity"]) for pool in pools} == {*weights.items()}
+    told = environment(**settings)
+    assert (json.loads(told["UNITS_BY_TYPE"]), json.loads(told["GPUS_BY_TYPE"])) == (
+        weights, {"g4dn.xlarge": 1, "g5.12xlarge": 4},
+    )  # fmt: skip
+    assert (told["ON_DEMAND_UNITS"], properties("OnDemandGroup", **settings)["MaxSize"]) == ("10", "4")
+    # The market Lambda writes the fleet's pools anew.
+    market = properties("MarketFunction", **settings)["Environment"]["Variables"]
+    assert json.loads(market["TYPES"]) == weights
+    assert "GPUS_BY_TYPE" not in environment()
+
+
+def test_the_exit_code_of_a_broken_gpu_is_the_one_that_the_rule_hears():
+    [heard] = resources()["BrokenMachines"]["Properties"]["EventPattern"]["detail"]["containers"]["exitCode"]
+
+    assert heard == BROKEN
 
 
 # The On-Demand group

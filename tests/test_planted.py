@@ -11,15 +11,15 @@ from hypothesis import Phase, settings
 
 PURE = Path(__file__).parent.parent / "lambdas" / "capacity"
 THOROUGH = settings(max_examples=3000, phases=[Phase.generate], database=None, deadline=None, derandomize=True)
-PARTS = ("breaker", "moves", "need", "pace", "topup", "policy")
+PARTS = ("breaker", "gpus", "moves", "need", "pace", "topup", "policy")
 
 FAULTS = [
     ("work in flight is forgotten", "need", "service.backlog / load.jobs", "service.visible / load.jobs", "every_unit_of_work_counts_wherever_it_waits"),
-    ("the limit of Spot is not minded", "need", "spot=min(policy.max_units, work[Placement.ANY] + work[Placement.SPOT])", "spot=work[Placement.ANY] + work[Placement.SPOT]", "targets_keep_within_the_limits"),
-    ("work for Spot alone is a reason to buy", "need", "min(policy.max_units, work[Placement.ANY]),", "min(policy.max_units, work[Placement.ANY] + work[Placement.SPOT]),", "work_for_spot_alone_never_raises_on_demand"),
-    ("without work capacity lingers", "need", "max(count, there[name]) if count else 0", "max(count, there[name])", "without_work_nothing_idles"),
+    ("the limit of Spot is not minded", "need", "spot=min(policy.max_units, _room(units, spot, policy, Placement.ANY, Placement.SPOT))", "spot=_room(units, spot, policy, Placement.ANY, Placement.SPOT)", "targets_keep_within_the_limits"),
+    ("work for Spot alone is a reason to buy", "need", "_room(units, spot, policy, Placement.ANY)\n", "_room(units, spot, policy, Placement.ANY, Placement.SPOT)\n", "work_for_spot_alone_never_raises_on_demand"),
+    ("without work capacity lingers", "need", "if 0 < enough[name].units", "if enough[name].units", "without_work_nothing_idles"),
     ("nothing lingers", "need", ">= policy.linger", ">= policy.settle", "a_backlog_about_a_threshold_does_not_flap"),
-    ("an old job is taken for a young one", "need", "left = timedelta(seconds=jobs * seconds), time - age", "left = timedelta(seconds=jobs * seconds), time + age", "jobs_that_are_late_already_get_all_the_help_there_is_work_for"),
+    ("an old job is taken for a young one", "need", "left = timedelta(seconds=jobs * seconds * worth), time - age", "left = timedelta(seconds=jobs * seconds * worth), time + age", "jobs_that_are_late_already_get_all_the_help_there_is_work_for"),
     ("help is bought for jobs that can wait", "need", "if work >= (left - load.max_wait * spare) * most:", "if True:", "jobs_that_can_wait_for_spot_buy_nothing"),
     ("help is bought for whatever Spot is short of", "topup", "late = max(0, min(now_or_late, now.shared) - spot.have)", "late = max(0, now.shared - spot.have)", "jobs_that_can_wait_for_spot_buy_nothing"),
     ("what worked is forgotten", "policy", "min(now.shared, max(seen.notes.worked, spot.joined + _helping(seen, now, taken)))", "min(now.shared, spot.joined + _helping(seen, now, taken))", "what_an_interruption_took_is_made_up_for_at_once"),
@@ -66,6 +66,7 @@ def planted(folder, module, old, new):
             source = source.replace(old, new)
         for other in PARTS:
             source = source.replace(f"from capacity.{other} import", f"from planted.{other} import")
+            source = source.replace(f"from capacity import {other}\n", f"from planted import {other}\n")
         (package / f"{part}.py").write_text(source)
     return folder
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 
 import pytest
 from lambdas_make import LONG_AGO, NOON, applied, instance, od, part, placed, policy, seen, waiting
@@ -913,3 +914,44 @@ def test_the_reason_of_a_deadline(look, words):
     loads = {"worker": Load(jobs_per_task=10, max_tasks=20, units_per_task=1, max_wait=HOUR)}
 
     assert decide(look, policy(loads=loads, urgency=Urgency.DEADLINE)).reason == words
+
+
+# Where types are weighed
+
+
+def heavy(number, worth=10):
+    """So many Spot instances of one GPU that is worth so much."""
+    return [instance(f"i-{n}", units=worth, worth=Fraction(worth), tasks=1) for n in range(number)]
+
+
+@pytest.mark.parametrize(
+    "case, work, desired, expected, lingers",
+    [
+        ("the need is that of the tasks", 100, 10, 10, False),
+        ("less of a GPU is needed", 91, 10, 10, False),
+        ("a whole GPU less is needed", 90, 10, 10, True),
+        ("asked for before the GPUs were there", 100, 14, 10, False),
+        ("nothing is needed", 0, 10, 0, False),
+    ],
+)
+def test_what_lingers_is_counted_in_whole_gpus(case, work, desired, expected, lingers):
+    chosen = policy(
+        loads={"worker": Load(jobs_per_task=1, max_tasks=200, units_per_task=1)}, max_units=200, least=Fraction(7)
+    )
+
+    decision = decide(seen(work, heavy(10), desired=desired), chosen)
+
+    assert (decision.services["worker"], decision.notes.ample_since is not None) == (expected, lingers)
+
+
+def test_jobs_are_timed_by_tasks_and_needed_in_units():
+    """A GPU worth ten does in a minute what a unit does in ten: half an hour of it is five hours of units."""
+    load = Load(jobs_per_task=1000, max_tasks=99, units_per_task=1, max_wait=timedelta(hours=1))
+    plain = policy(loads={"worker": load}, max_units=99, urgency=Urgency.DEADLINE)
+    timed = [Service(name="worker", visible=60, in_flight=0, delayed=0, desired=1, job_seconds=60.0)]
+
+    tasks = decide(seen(0, [instance("i", tasks=1)], services=tuple(timed)), plain).needed_units
+    units = decide(seen(0, heavy(1), services=tuple(timed)), replace(plain, least=Fraction(10))).needed_units
+
+    assert tasks == 5
+    assert 10 * (tasks - 1) < units <= 10 * tasks

@@ -10,6 +10,7 @@ from templates.settings import MOST_QUEUES, BadSettings, Queue, Section, Setting
 
 ROOT = Path(__file__).parents[1]
 LOWEST = {"allocation_strategy": "lowestPrice"}
+WEIGHTS = {"g4dn.xlarge": 2, "g4dn.2xlarge": 2, "g5.xlarge": 4, "g5.2xlarge": 5, "g6.xlarge": 3}
 
 
 def mistakes(**table):
@@ -225,6 +226,11 @@ def test_every_option_has_a_line_in_the_file_of_all_options():
             "worker.scratch: shared only with worker.shared_files",
         ),
         (
+            "a batch for a program that takes one file",
+            {"worker": {"command": ["sharpen", "{input}"], "batch": 2}},
+            "worker.batch: 1 with a command, which is given one file; got 2",
+        ),
+        (
             "jobs longer than SQS holds a message",
             {"worker": {"job_seconds": 43_201}},
             "worker.job_seconds: at most 43200, got 43201",
@@ -255,6 +261,36 @@ def test_every_option_has_a_line_in_the_file_of_all_options():
             "more tasks than dear GPUs",
             {"queues": [{"placement": "on-demand", "max_tasks": 5}]},
             "queues[0].max_tasks: at most on_demand.max_units (4: one GPU each), got 5",
+        ),
+        (
+            "a weight that is none",
+            {"compute": {"weights": {"g5.xlarge": 0}}},
+            "compute.weights.g5.xlarge: at least 1, got 0",
+        ),
+        (
+            "a part of a unit",
+            {"compute": {"weights": {"g5.xlarge": 2.5}}},
+            "compute.weights.g5.xlarge: must be a whole number, got 2.5",
+        ),
+        (
+            "weights where EC2 chooses the types",
+            {"compute": {"attributes": {}, "weights": {"g4dn.xlarge": 1, "g5.xlarge": 2}}, "spot": LOWEST},
+            "compute.weights: only with compute.instance_types, got compute.attributes",
+        ),
+        (
+            "weights of groups",
+            {"profile": "groups", "compute": {"weights": WEIGHTS}},
+            "compute.weights: only with profile fleet, got groups",
+        ),
+        (
+            "less than one On-Demand instance, weighed",
+            {"compute": {"weights": {**WEIGHTS, "g4dn.xlarge": 6, "g5.xlarge": 5}}},
+            "on_demand.max_units: at least 5 (one g5.xlarge) unless urgency is spot-only, got 4",
+        ),
+        (
+            "more tasks than units",
+            {"compute": {"weights": WEIGHTS}, "queues": [{"max_tasks": 9}]},
+            "queues[0].max_tasks: at most compute.max_units (8: one unit each), got 9",
         ),
         ("days that CloudWatch lacks", {"logs": {"retention_days": 2}}, None),
         ("our own tag", {"tags": {"spindrift:stack": "mine"}}, None),
@@ -330,7 +366,31 @@ def test_a_file_that_is_not_settings(case, content, said, tmp_path):
 
 
 def test_spot_only_needs_no_on_demand():
-    assert Settings.read({"on_demand": {"urgency": "spot-only", "max_units": 0}}).on_demand.max_instances == 0
+    assert Settings.read({"on_demand": {"urgency": "spot-only", "max_units": 0}}).max_on_demand_instances == 0
+
+
+def test_types_without_a_weight_and_weights_without_a_type_are_all_named():
+    told = mistakes(
+        compute={"instance_types": ["g5.xlarge", "g6.xlarge"], "weights": {"g5.xlarge": 2, "p3.2xlarge": 3}}
+    )
+
+    ours = "compute.instance_types, on_demand.instance_types"
+    assert told == [
+        f"compute.weights: one for each type of {ours}, none for g4dn.xlarge, g6.xlarge",
+        f"compute.weights: only for types of {ours}, got p3.2xlarge",
+    ]
+
+
+def test_a_unit_is_a_gpu_until_types_are_weighed():
+    plain = Settings.read({"compute": {"instance_types": ["g5.xlarge", "g5.12xlarge"]}})
+    weighed = Settings.read(
+        {"compute": {"weights": WEIGHTS}, "on_demand": {"instance_types": ["g6.xlarge", "g4dn.xlarge"], "max_units": 7}}
+    )
+
+    assert [plain.units_of(name) for name in ("g5.xlarge", "g5.12xlarge")] == [1, 4]
+    assert {name: weighed.units_of(name) for name in WEIGHTS} == WEIGHTS
+    assert (plain.on_demand_units, plain.max_on_demand_instances) == (1, 4)
+    assert (weighed.on_demand_units, weighed.max_on_demand_instances) == (2, 3)
 
 
 def test_our_table_of_instance_types_says_what_ec2_says():

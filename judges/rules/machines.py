@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -65,10 +66,14 @@ def types_exist(stack: Stack) -> Iterator[Objection]:
 
 
 def weights_are_gpus(stack: Stack) -> Iterator[Objection]:
-    """A unit is one GPU: with another weight, targets and bills are wrong by that factor.
+    """A unit is one GPU, or what the capacity Lambda is told: with another weight, targets are wrong by that factor.
 
     With attributes EC2 takes no weights: each instance counts as one, so all must be alike.
     """
+    told = stack.properties("CapacityFunction").get("Environment", {}).get("Variables", {})
+    counts, by = {name: size.gpus for name, size in INSTANCE_TYPES.items()}, "it has"
+    if "GPUS_BY_TYPE" in told:
+        counts, by = json.loads(told["UNITS_BY_TYPE"]), "the capacity Lambda counts"
     for title, override in overrides(stack):
         weight, name = override.get("WeightedCapacity"), override.get("InstanceType")
         if wanted := override.get("InstanceRequirements"):
@@ -77,8 +82,8 @@ def weights_are_gpus(stack: Stack) -> Iterator[Objection]:
                 yield title, f"attributes: one number of GPUs and no weight, got {count} and {weight}"
         elif weight is None and stack.kind(title) == "EC2::SpotFleet":
             yield title, f"{name}: no WeightedCapacity, so EC2 counts the instance as one unit"
-        elif weight is not None and name in INSTANCE_TYPES and float(weight) != INSTANCE_TYPES[name].gpus:
-            yield title, f"{name}: WeightedCapacity {weight}, but it has {INSTANCE_TYPES[name].gpus} GPUs"
+        elif weight is not None and name in counts and float(weight) != counts[name]:
+            yield title, f"{name}: WeightedCapacity {weight}, but {by} {counts[name]}"
 
 
 def versions_are_numbers(stack: Stack) -> Iterator[Objection]:

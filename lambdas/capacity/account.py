@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import boto3
@@ -23,7 +25,7 @@ from capacity.settings import Common
 
 if TYPE_CHECKING:
     from mypy_boto3_autoscaling.type_defs import AutoScalingGroupTypeDef
-    from mypy_boto3_ec2.type_defs import InstanceTypeDef
+    from mypy_boto3_ec2.type_defs import FilterTypeDef, InstanceTypeDef
     from mypy_boto3_ecs.literals import ContainerInstanceStatusType
     from mypy_boto3_ecs.type_defs import ContainerInstanceTypeDef
 
@@ -36,6 +38,8 @@ AT_RISK_TAG = "spindrift:at-risk"
 """On an instance: when EC2 recommended to replace it, which no call tells."""
 SURPLUS_TAG = "spindrift:surplus"
 """On an instance that we set DRAINING as not needed; one that somebody else drains is never brought back."""
+BENCH_TAG = "spindrift:bench"
+"""On an instance that is measured: until when it is not ours to count, or to end. Its notices are heard even so."""
 
 TAKEN = (
     "marked-for-stop",
@@ -55,6 +59,9 @@ LOST_AFTER = timedelta(seconds=15)
 """A notice that nobody has brought by then is acted upon without. Sooner, it may still wait behind many others, and
 each would be drained twice.
 """
+
+MOST_FILTERED = 200
+"""Values of one filter (EC2 User Guide, "List and filter using the CLI and API")."""
 
 GONE = ("MISSING", "INACTIVE")
 """Reasons of an ECS failure that mean the container instance has left."""
@@ -175,7 +182,7 @@ class Account:
 
     def _machines(self, members: Mapping[str, bool], now: datetime) -> Machines:
         """Every instance of ours. `members` of Auto Scaling groups, by id: whether they stay."""
-        found = list(self._instances())
+        found = [i for i in self._instances() if not _is_measured(i, now)]
         joined = {c["ec2InstanceId"]: c for c in self._joined() if c["status"] in ("ACTIVE", "DRAINING")}
         spot = [i["InstanceId"] for i in found if i.get("InstanceLifecycle") == "spot"]
         taken, leaving = dict(self._taken(spot)), {i for i, stays in members.items() if not stays}
@@ -198,12 +205,22 @@ class Account:
         return (i for page in pages for reservation in page["Reservations"] for i in reservation["Instances"])
 
     def _taken(self, spot: Sequence[str]) -> Iterator[tuple[str, datetime]]:
-        """Which of these Spot instances are under notice, and since when. A filter takes 200 values."""
-        for chunk in chunks(spot, 200):
-            pages = self._ec2.get_paginator("describe_spot_instance_requests").paginate(
-                Filters=[{"Name": "instance-id", "Values": chunk}, {"Name": "status-code", "Values": list(TAKEN)}]
-            )
-            for request in (request for page in pages for request in page["SpotInstanceRequests"]):
+        """Which of these Spot instances are under notice, and since when.
+
+        A filter takes 200 values. Beside more instances than that, the whole account's requests with these codes are
+        few: EC2 forgets them after two days (user guide, "Spot request status").
+        """
+        if not spot:
+            return
+        filters: list[FilterTypeDef] = [{"Name": "status-code", "Values": list(TAKEN)}]
+        if len(spot) <= MOST_FILTERED:
+            filters.append({"Name": "instance-id", "Values": [*spot]})
+        pages = self._ec2.get_paginator("describe_spot_instance_requests").paginate(
+            Filters=filters, PaginationConfig={"PageSize": 1000}
+        )
+        ours = {*spot}
+        for request in (request for page in pages for request in page["SpotInstanceRequests"]):
+            if request.get("InstanceId") in ours:
                 yield request["InstanceId"], request["Status"]["UpdateTime"]
 
     def _joined(self, instances: Sequence[str] | None = None) -> Iterator[ContainerInstanceTypeDef]:
@@ -228,19 +245,22 @@ class Account:
 
     def _instance(self, instance: InstanceTypeDef, joined: ContainerInstanceTypeDef | None) -> Instance:
         """Put together what EC2 and ECS say. The GPUs registered count; until then, those the type should have."""
-        gpus = _gpus(joined) if joined else 0
-        tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
+        worth, tags = self._settings.worth(instance["InstanceType"]), _tags(instance)
+        gpus = _gpus(joined) if joined else self._settings.gpus(instance["InstanceType"])
+        # Each GPU that is missing takes its share with it.
+        units = ceil(gpus * worth)
         return Instance(
             id=instance["InstanceId"],
             pool=f"{instance['InstanceType']}/{instance['Placement']['AvailabilityZone']}",
             spot=instance.get("InstanceLifecycle") == "spot",
-            units=gpus if joined else self._settings.units(instance["InstanceType"]),
+            units=units,
+            worth=Fraction(units, gpus) if gpus else worth,
             launched=instance["LaunchTime"],
             joined=Joined(
                 arn=joined["containerInstanceArn"],
                 draining=joined["status"] == "DRAINING",
                 tasks=tasks(joined),
-                units=gpus,
+                gpus=gpus,
                 since=joined["registeredAt"],
             )
             if joined
@@ -345,6 +365,16 @@ def lines(what: str, failed: Mapping[str, str]) -> list[str]:
 def tasks(joined: ContainerInstanceTypeDef) -> int:
     """How many tasks an instance has, running or about to."""
     return joined["runningTasksCount"] + joined["pendingTasksCount"]
+
+
+def _tags(instance: InstanceTypeDef) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
+
+
+def _is_measured(instance: InstanceTypeDef, now: datetime) -> bool:
+    """Whether a benchmark has it still. What makes no sense is over."""
+    until = notes.moment(_tags(instance).get(BENCH_TAG, ""))
+    return until is not None and now < until
 
 
 def _gpus(joined: ContainerInstanceTypeDef) -> int:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from math import ceil
 
 from capacity.moves import Standing, standing
-from capacity.need import Needed, limits, most_on_demand, needed, tasks_for
+from capacity.need import Needed, limits, most_on_demand, needed, units_for
 from capacity.nouns import Instance, Notes, Policy, Seen
 from capacity.topup import doomed
 from capacity.worth import DEAR
@@ -90,8 +90,8 @@ class GroupDecision:
 
 def decide(seen: SeenGroups, policy: GroupPolicy) -> GroupDecision:
     """Turn one look into what the groups are to do, and the reason for it."""
-    tasks = tasks_for(seen, policy)
-    work = needed(tasks, policy)
+    units = units_for(seen, policy)
+    work = needed(units, policy)
     usable = [i for i in seen.instances if i.id not in seen.noticed and standing(i, seen.at, policy) is Standing.USABLE]
     have = sum(i.units for i in usable if i.spot)
     choice = _choose(seen, policy, work, have)
@@ -110,7 +110,7 @@ def decide(seen: SeenGroups, policy: GroupPolicy) -> GroupDecision:
         reason="; ".join(
             [
                 choice.why if work.units else _why_idle(idle_since, bool(shrink), policy),
-                *limits(tasks, policy),
+                *limits(units, policy),
                 *([f"{len(replace)} of no use are replaced"] if replace else []),
             ]
         ),

@@ -43,12 +43,14 @@ class Wanted:
 class Moves:
     """What becomes of the instances of one kind.
 
-    `have` is what can be counted on, `joined` what of it can work and stays, `settled` what of that has lasted.
+    `have` is what can be counted on, `joined` what of it can work and stays, `settled` what of that has lasted; `stay`
+    are those that can be counted on hereafter, joined or booting.
     """
 
     have: int
     joined: int
     settled: int
+    stay: tuple[Instance, ...]
     back: tuple[str, ...]
     drain: tuple[str, ...]
     relieve: tuple[str, ...]
@@ -66,7 +68,7 @@ def standing(instance: Instance, at: datetime, policy: Policy) -> Standing:
         if age < policy.patience:
             return Standing.USABLE
         return Standing.LATE if age < policy.broken else Standing.BROKEN
-    if joined.units == 0:
+    if joined.gpus == 0:
         return Standing.BROKEN
     if not joined.draining:
         return Standing.USABLE
@@ -119,12 +121,14 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
             leaves.append(instance.id)
             spare -= units
             over -= units if joined else 0
-    gone = {*drain, *relieve}
-    working = [i for i in ranked if i.joined and (i.id in back or stands[i.id] is Standing.USABLE) and i.id not in gone]
+    gone = {*drain, *relieve, *end}
+    stay = [i for i in ranked if (i.id in back or stands[i.id] is Standing.USABLE) and i.id not in gone]
+    working = [i for i in stay if i.joined]
     return Moves(
         have=have,
         joined=sum(size(i) for i in working),
         settled=sum(size(i) for i in working if at - i.launched >= wanted.calm),
+        stay=tuple(stay),
         back=tuple(back),
         drain=tuple(drain),
         relieve=tuple(relieve),

@@ -1,6 +1,7 @@
 """What is seen, what was chosen, what is decided: the nouns of a capacity decision, all of them values.
 
-Capacity is counted in units (GPUs), a group in instances, as AWS does.
+Capacity is counted in units: GPUs, or, where the operator weighs the types, so much throughput. A group is counted in
+instances and a service in tasks, of one GPU each, as AWS does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from fractions import Fraction
 
 
 class Urgency(StrEnum):
@@ -66,12 +68,12 @@ class Service:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What ECS says of an instance: its tasks (running and pending) and the units it registered."""
+    """What ECS says of an instance: its tasks (running and pending) and the GPUs it registered."""
 
     arn: str
     draining: bool
     tasks: int
-    units: int
+    gpus: int
     since: datetime
 
 
@@ -83,6 +85,8 @@ class Instance:
     spot: bool
     units: int
     launched: datetime
+    worth: Fraction = Fraction(1)
+    """Units of one of its GPUs."""
     pool: str = ""
     """Its type and zone, as "g5.xlarge/us-east-1a"."""
     joined: Joined | None = None
@@ -143,7 +147,10 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one task of a service takes on: so many jobs, so many units; how many tasks there may be, and where."""
+    """What one task of a service takes on: so many jobs, so many units; how many tasks there may be, and where.
+
+    That is a task of one unit (or of `units_per_task`). On a GPU that is worth more, it takes on more.
+    """
 
     jobs_per_task: int
     max_tasks: int
@@ -163,6 +170,8 @@ class Policy:
     max_units: int
     """Of Spot."""
     max_on_demand_units: int
+    least: Fraction = Fraction(1)
+    """Units of one GPU of the least type."""
     urgency: Urgency = Urgency.NOW
     patience: timedelta = timedelta(minutes=5)
     """How long the fleet may take to launch, and an instance to join, before it is not counted on."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from math import ceil
 
+from capacity import gpus
 from capacity.breaker import with_loss
 from capacity.moves import Moves, Standing, Wanted, moves, standing
-from capacity.need import Needed, limits, lingering, needed, tasks_for
+from capacity.need import Needed, limits, lingering, needed, tasks_for, units_for
 from capacity.nouns import Decision, Instance, Notes, Policy, Seen
 from capacity.pace import comes_in_time, on_demand_took
 from capacity.topup import doomed, top_up
@@ -21,15 +22,16 @@ from capacity.topup import doomed, top_up
 
 def decide(seen: Seen, policy: Policy) -> Decision:
     """Turn one look into absolute numbers and the reason for them."""
-    tasks = tasks_for(seen, policy)
-    kept, ample_since = lingering(seen, tasks, policy)
-    now, held = needed(tasks, policy), needed(kept, policy)
+    staying = [i for i in seen.instances if i.id not in seen.noticed]
+    there = gpus.of(i for i in staying if standing(i, seen.at, policy) is Standing.USABLE)
+    units = units_for(seen, policy)
+    kept, ample_since = lingering(seen, units, there, policy)
+    now, held = needed(units, policy, there), needed(kept, policy, there)
 
     taken = [i for i in seen.instances if i.spot and i.id in seen.noticed and not i.surplus]
     risky = _at_risk(seen, policy)
     twice = min(sum(i.units for i in seen.instances if i.id in risky), ceil(held.spot * policy.risk_share))
     took = on_demand_took(seen)
-    staying = [i for i in seen.instances if i.id not in seen.noticed]
     spot = moves(
         (i for i in staying if i.spot),
         Wanted(
@@ -68,7 +70,7 @@ def decide(seen: Seen, policy: Policy) -> Decision:
     if twice:
         asides.append(f"{twice} are had twice, for instances at risk are to be replaced")
     return Decision(
-        reason="; ".join([why, *limits(tasks, policy), *asides]),
+        reason="; ".join([why, *limits(units, policy), *asides]),
         needed_units=now.units,
         healthy_units=spot.have,
         noticed_units=doomed(seen),
@@ -76,7 +78,7 @@ def decide(seen: Seen, policy: Policy) -> Decision:
         on_demand_desired=desired,
         on_demand_target=desired * policy.on_demand_units,
         top_up_units=max(0, wanted - ceil(held.on_demand / policy.on_demand_units)) * policy.on_demand_units,
-        services=kept,
+        services=tasks_for(kept, gpus.of([*spot.stay, *on_demand.stay]), policy),
         notes=notes,
         evacuate=tuple(i.id for i in seen.instances if i.id in seen.overdue and i.joined and not i.joined.draining),
         taken=tuple(i.id for i in taken),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from capacity.groups import GroupPolicy, Kind
@@ -33,6 +34,8 @@ class Common:
     """Of On-Demand instances."""
     pools_table: str
     units_by_type: Mapping[str, int]
+    gpus_by_type: Mapping[str, int]
+    """The same as the units, where nobody weighs the types."""
     policy: Policy
 
     def units(self, instance_type: str) -> int:
@@ -42,6 +45,14 @@ class Common:
         Counted as nothing, it would be taken for lost, and On-Demand bought in its place.
         """
         return self.units_by_type.get(instance_type, self.units_by_type.get(OTHERWISE, 1))
+
+    def gpus(self, instance_type: str) -> int:
+        """How many GPUs an instance of this type should have, each with an equal share of its units."""
+        return self.gpus_by_type.get(instance_type, self.gpus_by_type.get(OTHERWISE, 1))
+
+    def worth(self, instance_type: str) -> Fraction:
+        """Units of one GPU of this type."""
+        return Fraction(self.units(instance_type), self.gpus(instance_type))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +66,16 @@ class Settings(Common):
         """Read the environment. Raises BadSettings, naming every variable that is missing or wrong."""
         reader = _Reader(environment)
         queues, loads = reader.services()
+        fleet, common = reader.take("SPOT_FLEET_ID", _text, "a name", ""), reader.common()
+        units, gpus = common["units_by_type"], common["gpus_by_type"]
         settings = cls(
             queues=queues,
-            fleet=reader.take("SPOT_FLEET_ID", _text, "a name", ""),
-            **reader.common(),
-            policy=Policy(**reader.policy(loads)),
+            fleet=fleet,
+            **common,
+            policy=Policy(
+                **reader.policy(loads),
+                least=min((Fraction(units[name], gpus[name]) for name in units if name in gpus), default=Fraction(1)),
+            ),
         )
         reader.check()
         return settings
@@ -125,14 +141,28 @@ class _Reader:
 
     def common(self) -> dict[str, Any]:
         """Of Common, what is not in the services or the policy."""
-        no_units: dict[str, int] = {}
+        units, gpus = self.units()
         return {
             "stack": self.take("STACK", _text, "a name", ""),
             "cluster": self.take("CLUSTER", _text, "a name", ""),
             "group": self.take("ON_DEMAND_GROUP", _text, "a name", ""),
             "pools_table": self.take("POOLS_TABLE", _text, "a name", ""),
-            "units_by_type": self.take("UNITS_BY_TYPE", _units, "units by instance type", no_units),
+            "units_by_type": units,
+            "gpus_by_type": gpus,
         }
+
+    def units(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Units and GPUs by instance type; GPUs are told only where they differ."""
+        none: dict[str, int] = {}
+        units = self.take("UNITS_BY_TYPE", _units, "units by instance type", none)
+        if "GPUS_BY_TYPE" not in self._environment:
+            return units, units
+        gpus = self.take("GPUS_BY_TYPE", _units, "GPUs by instance type", none)
+        if units and gpus and units.keys() != gpus.keys():
+            self._problems.append(
+                f"GPUS_BY_TYPE has other types than UNITS_BY_TYPE: {self._environment['GPUS_BY_TYPE']!r}"
+            )
+        return units, gpus
 
     def policy(self, loads: Mapping[str, Load]) -> dict[str, Any]:
         """The parts of a Policy that are told."""
