@@ -132,6 +132,7 @@ class Shipped:
                     # What is under notice, the handler has drained before it looks.
                     draining=machine.leaving,
                     tasks=int(machine.worker),
+                    running=int(machine.worker and machine.started),
                     gpus=1,
                     since=_moment(machine.joins),
                 )

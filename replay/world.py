@@ -332,6 +332,7 @@ class World:
     def _start(self, machine: Machine) -> None:
         """Its image is there. The task that it was pulled for has been stopped by ECS if the instance leaves."""
         machine.started = True
+        self._changed(machine)
         if not machine.leaving:
             self._serve(machine, on=True)
         if machine.worker:

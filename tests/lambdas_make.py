@@ -42,13 +42,17 @@ def policy(**parts):
     )
 
 
-def instance(name, *, tasks=0, draining=False, gpus=None, joined=True, took=timedelta(), **parts):
-    """A Spot instance of one unit that joined long ago, `took` after its launch, and idles."""
+def instance(name, *, tasks=0, pulls=0, draining=False, gpus=None, joined=True, took=timedelta(), **parts):
+    """A Spot instance of one unit that joined long ago, `took` after its launch, and idles.
+
+    Of its tasks, `pulls` are those that still pull their image.
+    """
     whole = Instance(**{"id": name, "spot": True, "units": 1, "launched": LONG_AGO, **parts})
     if not joined:
         return whole
     gpus = whole.units if gpus is None else gpus
-    there = Joined(arn=f"arn/{name}", draining=draining, tasks=tasks, gpus=gpus, since=whole.launched + took)
+    since, running = whole.launched + took, tasks - pulls
+    there = Joined(arn=f"arn/{name}", draining=draining, tasks=tasks, running=running, gpus=gpus, since=since)
     return replace(whole, units=gpus, joined=there)
 
 
@@ -209,7 +213,7 @@ class Town:
     def _joined(self, i, at):
         if i.joined or at - i.launched < self._boots[i.spot]:
             return i
-        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, gpus=1, since=at))
+        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, running=0, gpus=1, since=at))
 
     def _work(self):
         """Tasks where there is room for them, and their ends."""
@@ -217,13 +221,13 @@ class Town:
         instances = []
         for i in self.look.instances:
             if i.joined and i.joined.draining and at >= self._done.get(i.id, at):
-                i = replace(i, joined=replace(i.joined, tasks=0))
+                i = replace(i, joined=replace(i.joined, tasks=0, running=0))
             elif i.joined and not i.joined.draining:
                 tasks = int(room > 0)
                 room -= tasks
                 if tasks and at >= self._done.get(i.id, at):
                     self._done[i.id] = at + self._job
-                i = replace(i, joined=replace(i.joined, tasks=tasks))
+                i = replace(i, joined=replace(i.joined, tasks=tasks, running=tasks))
             instances.append(i)
         self.look = replace(self.look, instances=tuple(instances))
 
@@ -261,7 +265,7 @@ class Weighed(Town):
         if i.joined or at - i.launched < self._boots[i.spot]:
             return i
         gpus = int(i.units / i.worth)
-        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, gpus=gpus, since=at))
+        return replace(i, joined=Joined(arn=f"arn/{i.id}", draining=False, tasks=0, running=0, gpus=gpus, since=at))
 
     def _work(self):
         """Tasks stay where they are; more go anywhere, and of too many any end. What drains ends its tasks."""
@@ -275,7 +279,8 @@ class Weighed(Town):
         self.look = replace(
             self.look,
             instances=tuple(
-                replace(i, joined=replace(i.joined, tasks=counts[i.id])) if i.joined else i for i in self.look.instances
+                replace(i, joined=replace(i.joined, tasks=counts[i.id], running=counts[i.id])) if i.joined else i
+                for i in self.look.instances
             ),
         )
 

@@ -179,12 +179,29 @@ def test_an_image_is_pulled_when_the_first_task_comes():
     assert next(at for at, _, units in seen.moments if units == (1, 0)) == 1350
 
 
+class LetsGo(Shipped):
+    """On-Demand is drained once Spot has joined."""
+
+    def act(self, world):
+        world.ask_spot(2)
+        for machine in world.on_demand:
+            if not machine.draining and all(one.up for one in world.spot) and world.spot:
+                world.drain(machine)
+        return float("inf")
+
+
 def test_a_drained_instance_ends_its_job_while_another_starts_in_its_place():
     """ECS starts it at once, with maximumPercent 200."""
-    bill = lived(market(0, 2, 2), Shipped(policy(calm=0)), work=Endless(2, 150.0), spot_starting=100.0)
+    bill = lived(market(0, 2, 2), LetsGo(policy()), work=Endless(2, 150.0), spot_starting=100.0)
 
     # Spot joins at 680, and its task starts for 100 s; the jobs of On-Demand end at 750.
     assert bill.short == 780 - 750
+
+
+def test_the_policy_takes_on_demand_back_while_what_is_to_stand_in_its_place_only_starts():
+    bill = lived(market(0, 2, 2), Shipped(policy(calm=0)), work=Endless(2, 150.0), spot_starting=100.0)
+
+    assert bill.short == 0
 
 
 def test_a_notice_stops_the_task_that_is_being_pulled_for():

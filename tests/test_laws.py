@@ -38,7 +38,7 @@ def instances(draw):
     number = count()
     made = []
     for _ in range(draw(st.integers(0, 5))):
-        draining = draw(st.booleans())
+        draining, tasks = draw(st.booleans()), draw(st.sampled_from([0, 0, 1]))
         made.append(
             instance(
                 f"i-{next(number)}",
@@ -48,7 +48,8 @@ def instances(draw):
                 joined=draw(st.booleans()),
                 took=draw(st.sampled_from([timedelta(0), timedelta(minutes=3)])),
                 gpus=draw(st.sampled_from([None, None, None, 0])),
-                tasks=draw(st.sampled_from([0, 0, 1])),
+                tasks=tasks,
+                pulls=draw(st.integers(0, tasks)),
                 draining=draining,
                 surplus=draining and draw(st.booleans()),
                 warned=draw(st.sampled_from([None, None, NOON - timedelta(minutes=1), NOON - timedelta(hours=1)])),
@@ -250,9 +251,14 @@ def test_no_more_is_bought_than_spot_is_short_of(look, chosen):
     decision = decide(fresh(look), chosen)
     shared = min(chosen.max_units, units_of_work(decision, chosen, "worker"))
     shortage = max(0, shared - decision.healthy_units)
-    until = tripped_until(decision.notes.waves)
-    if until and until > NOON and chosen.urgency is Urgency.NOW:
-        shortage = max(shortage, ceil(shared / 2))
+    if chosen.urgency is Urgency.NOW:
+        # What boots may come too late for what worked.
+        there = [i for i in look.instances if i.spot and i.joined and i.id not in look.noticed]
+        joined = sum(i.units for i in there if not i.joined.draining)
+        shortage = max(shortage, decision.notes.worked - joined)
+        until = tripped_until(decision.notes.waves)
+        if until and until > NOON:
+            shortage = max(shortage, ceil(shared / 2))
 
     if decision.on_demand_desired > look.on_demand_requested:
         wanted = shortage + units_of_work(decision, chosen, "steady")

@@ -184,6 +184,16 @@ TOO_LONG = timedelta(minutes=6)
             {"relieve": ("i-2",)},
         ),
         (
+            "On-Demand joins soon, and Spot has joined but pulls its image: On-Demand stays",
+            seen(1, [instance("i-1", tasks=1, pulls=1), od("i-2", tasks=1, took=timedelta(minutes=2))]),
+            {"relieve": (), "on_demand_desired": 1},
+        ),
+        (
+            "On-Demand pulls its image, and Spot has lasted: it leaves all the same",
+            seen(1, [instance("i-1", tasks=1), od("i-2", tasks=1, pulls=1)]),
+            {"relieve": ("i-2",)},
+        ),
+        (
             "On-Demand joins soon, but Spot has not joined yet",
             seen(1, [instance("i-1", joined=False, launched=JUST_NOW), od("i-2", tasks=1, took=timedelta(minutes=1))]),
             {"relieve": (), "on_demand_desired": 1},
@@ -298,7 +308,7 @@ TOO_LONG = timedelta(minutes=6)
             {"spot_target": 4, "warn": (), "relieve": (), "drain": (), "terminate_spot": ()},
         ),
         (
-            "at risk, and its replacement has joined: relieved",
+            "at risk, and its replacement works: relieved",
             seen(
                 4,
                 [instance("i-0", tasks=1, warned=JUST_NOW)]
@@ -306,6 +316,16 @@ TOO_LONG = timedelta(minutes=6)
                 + [instance("i-4", launched=JUST_NOW)],
             ),
             {"spot_target": 4, "relieve": ("i-0",), "drain": ()},
+        ),
+        (
+            "at risk, and its replacement pulls its image",
+            seen(
+                4,
+                [instance("i-0", tasks=1, warned=JUST_NOW)]
+                + [instance(f"i-{n}", tasks=1) for n in range(1, 4)]
+                + [instance("i-4", tasks=1, pulls=1)],
+            ),
+            {"spot_target": 4, "relieve": (), "drain": ()},
         ),
         (
             "at risk all at once: a quarter at a time",

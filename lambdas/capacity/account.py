@@ -260,6 +260,7 @@ class Account:
                 arn=joined["containerInstanceArn"],
                 draining=joined["status"] == "DRAINING",
                 tasks=tasks(joined),
+                running=joined["runningTasksCount"],
                 gpus=gpus,
                 since=joined["registeredAt"],
             )

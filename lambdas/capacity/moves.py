@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
-from capacity.nouns import Instance, Policy
+from capacity.nouns import Instance, Joined, Policy
 
 
 class Standing(Enum):
@@ -28,7 +28,7 @@ class Standing(Enum):
 class Wanted:
     """What is wanted of one kind. `units` are to be there, booting or not.
 
-    Of those that have joined `floor` stay in any case; who may be relieved leaves for them even if busy. What has
+    Of those that work `floor` stay in any case; who may be relieved leaves for them even if busy. What works and has
     lasted for `calm` has settled.
     """
 
@@ -43,8 +43,8 @@ class Wanted:
 class Moves:
     """What becomes of the instances of one kind.
 
-    `have` is what can be counted on, `joined` what of it can work and stays, `settled` what of that has lasted; `stay`
-    are those that can be counted on hereafter, joined or booting.
+    `have` is what can be counted on, `joined` what of it is there and stays, `settled` what of that works and has
+    lasted; `stay` are those that can be counted on hereafter, joined or booting.
     """
 
     have: int
@@ -75,6 +75,11 @@ def standing(instance: Instance, at: datetime, policy: Policy) -> Standing:
     return Standing.RESTING if instance.surplus else Standing.LEAVING
 
 
+def works(joined: Joined) -> bool:
+    """Whether a task runs, or none is to run: the first pulls its image, for minutes after the instance has joined."""
+    return joined.running > 0 or joined.tasks == 0
+
+
 def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: Policy) -> Moves:
     """Bring back what rests and is wanted, drain what is not, end what has drained or never worked.
 
@@ -97,11 +102,13 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
     relieve: list[str] = []
     end: list[str] = []
     spare = have - wanted.units
-    over = sum(size(i) for i in usable if i.joined) - wanted.floor
+    at_work = {i.id for i in usable if i.joined and works(i.joined)}
+    over = sum(size(i) for i in usable if i.id in at_work) - wanted.floor
     ranked.sort(key=lambda i: (not wanted.may_be_relieved(i), i.joined is not None, bool(i.joined and i.joined.tasks)))
     for instance in ranked:
         joined, stand = instance.joined, stands[instance.id]
         units = size(instance) if stand is Standing.USABLE else 0
+        room = over if instance.id in at_work else spare
         if instance.id in back:
             continue
         if joined is None:
@@ -112,22 +119,22 @@ def moves(instances: Iterable[Instance], wanted: Wanted, at: datetime, policy: P
         elif stand is Standing.BROKEN:
             leaves = None if joined.tasks else drain
         elif joined.tasks:
-            leaves = relieve if wanted.may_be_relieved(instance) and units <= over else None
+            leaves = relieve if wanted.may_be_relieved(instance) and units <= room else None
         else:
             rested = wanted.units == 0 or at - joined.since >= policy.settle
-            needless = units <= over and (units <= spare or wanted.may_be_relieved(instance))
+            needless = units <= room and (units <= spare or wanted.may_be_relieved(instance))
             leaves = drain if rested and needless else None
         if leaves is not None:
             leaves.append(instance.id)
             spare -= units
-            over -= units if joined else 0
+            over -= units if instance.id in at_work else 0
     gone = {*drain, *relieve, *end}
     stay = [i for i in ranked if (i.id in back or stands[i.id] is Standing.USABLE) and i.id not in gone]
-    working = [i for i in stay if i.joined]
+    working, able = [i for i in stay if i.joined], {*at_work, *back}
     return Moves(
         have=have,
         joined=sum(size(i) for i in working),
-        settled=sum(size(i) for i in working if at - i.launched >= wanted.calm),
+        settled=sum(size(i) for i in working if i.id in able and at - i.launched >= wanted.calm),
         stay=tuple(stay),
         back=tuple(back),
         drain=tuple(drain),

@@ -68,11 +68,12 @@ class Service:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What ECS says of an instance: its tasks (running and pending) and the GPUs it registered."""
+    """What ECS says of an instance: its tasks, running or pending, how many of them run, and the GPUs it registered."""
 
     arn: str
     draining: bool
     tasks: int
+    running: int
     gpus: int
     since: datetime
 
