@@ -32,6 +32,9 @@ from localcloud.world import World
 if TYPE_CHECKING:
     from localcloud.ecs import Ecs
 
+ECS_SECONDS = 2.0
+"""The ECS agent is a container, loaded and started after the other services. Not scaled: these are real processes, and
+what they do in their first second must not come after the first task."""
 SESSION_SECONDS = 6 * 3600
 RENEW_SECONDS = 15 * 60
 AT_ONCE = threading.Semaphore(4)
@@ -273,7 +276,7 @@ class Machine:
             key, assigned, value = line.partition("=")
             if assigned and not key.startswith("#"):
                 self._config[key] = value
-        if self._joins:
+        if self._joins and not self.dead.wait(ECS_SECONDS):
             self._agent.start()
 
     def _run_user_data(self) -> None:

@@ -1,10 +1,21 @@
+import gc
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# Python's own is 700 new objects, and each of the greater searches goes through all that moto, botocore and cfn-lint
+# hold: a third of the time of whole files of tests.
+gc.set_threshold(50_000, 20, 20)
+
+# The same examples each time: what fails was changed. `make laws` looks at others, and at many more.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("others", max_examples=2000, print_blob=True)
+settings.load_profile("same")
 
 # moto makes 1,300 images of Amazon's for each account and region, again for each test: half of the time it takes.
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")

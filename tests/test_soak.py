@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,15 @@ def test_every_job_has_exactly_one_effect_whatever_is_killed_or_fails(tmp_path):
             made = pool.map(lambda key: bench.job(b"reject" if key in bad else orders[key], key), orders)
             ids = dict(zip(orders, made, strict=True))
         begin, kills = time.monotonic(), 0
+        kinds = cycle([ENV, {**ENV, "SPINDRIFT_BATCH": "4"}])
         with ExitStack() as workers:
-            alive = [workers.enter_context(bench.worker(**ENV)) for _ in range(WORKERS)]
+            alive = [workers.enter_context(bench.worker(**next(kinds))) for _ in range(WORKERS)]
             while records := [each for each in bench.records() if each["state"] not in ("SUCCEEDED", "FAILED")]:
                 time.sleep(chance.uniform(*KILL_EVERY))
                 victim = chance.randrange(WORKERS)
                 alive[victim].kill()
                 kills += 1
-                alive[victim] = workers.enter_context(bench.worker(**ENV))
+                alive[victim] = workers.enter_context(bench.worker(**next(kinds)))
                 print(f"{time.monotonic() - begin:.0f} s: {len(records)} jobs left", file=sys.stderr)
             took = time.monotonic() - begin
             until(lambda: sum(bench.messages()) == 0, 60)
