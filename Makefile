@@ -17,12 +17,14 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PRO
 demo-batch: setup  ## 50 photographs and two interruptions on AWS Batch: SEED=7 SPEED=20
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile batch $(if $(SPEED),--speed $(SPEED))
 
-# The longest first. They wait for most of their time, so there may be more of them than cores.
+# The longest first. They wait for much of their time, so there may be more of them than cores.
 STORIES = tests/test_story.py tests/test_stacks.py $(shell grep -l mark.story tests/test_*.py)
+LONGEST = $(patsubst %,tests/test_%.py,examples judges worker soak ecs planted agent down once machine localcloud pools)
+UNITS = $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 test: check  ## everything CI runs, under ten minutes on two cores
 	@.venv/bin/python -m pytest -m "story and not stacks" --numprocesses 3 --dist loadfile --no-loadscope-reorder $(STORIES)
-	@.venv/bin/python -m pytest -m "not story and not image" --numprocesses 4 --dist loadfile
+	@.venv/bin/python -m pytest -m "not story and not image" --numprocesses 5 --dist loadfile --no-loadscope-reorder $(UNITS)
 
 check: setup  ## format, lint and types
 	@.venv/bin/ruff format --check .
