@@ -59,8 +59,8 @@ def narrow_market(remote: Remote, kinds: Iterable[str], seed: int) -> list[str]:
 def one_instance(scene: Shown, remote: Remote) -> str | None:
     """EC2 gives one busy Spot instance its two minutes."""
     for instance in sorted(scene.busy & set(scene.pools)):
-        remote.do("market/reclaim", instance=instance)
-        return f"EC2 takes back one instance, {instance}"
+        if remote.do("market/reclaim", instance=instance):
+            return f"EC2 takes back one instance, {instance}"
     return None
 
 

@@ -90,9 +90,13 @@ class Interruptions:
         return {"market": market, "vcpus": vcpus}
 
     def reclaim(self, instance: str = "", pool: str = "", notice: bool = True) -> list[str]:
-        """Take one Spot instance, or all of a pool, with the two-minute notice or at once. Returns their ids."""
+        """Take one Spot instance, or all of a pool, with the two-minute notice or at once.
+
+        Returns the ids of those that it happened to: one that has notice gets no other.
+        """
         now = self._world.now()
         victims = [self._one(instance)] if instance else self._spot(self._open(pool))
+        victims = [victim for victim in victims if not (notice and victim.notice)]
         for victim in victims:
             if victim.lifecycle != SPOT:
                 raise Refused(f"{victim.id} is On-Demand: EC2 does not take those")
