@@ -494,7 +494,7 @@ class DefinitionResource(Kind):
         """DeregisterJobDefinition. What was submitted with it goes on."""
         with self._world.lock:
             if definition := self._keeper.definitions.pop(physical_id, None):
-                self._service.ecs.perform("DeregisterTaskDefinition", {"taskDefinition": definition.task_definition})
+                self._keeper.retire(definition)
 
     def _refuse(self, asked: Mapping[str, Any]) -> None:
         container = asked["containerProperties"]

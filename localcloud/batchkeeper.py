@@ -48,6 +48,7 @@ class Keeper:
         """Those that are active; by ARN like the others."""
         self.jobs: dict[str, Job] = {}
         """By id, children not among them."""
+        self._retired: list[Definition] = []
         self._ecs, self._instances = ecs, instances
         self._next_look = self.world.now()
         self.world.every_heartbeat(self.step)
@@ -101,8 +102,24 @@ class Keeper:
         self._next_look = self._in(LOOK_SECONDS)
         waiting = self._place()
         self._grow(waiting, now)
+        self._forget()
         for environment in self.environments.values():
             self._shrink(environment, now)
+
+    def retire(self, definition: Definition) -> None:
+        """Give up a job definition once all that was submitted with it is over.
+
+        AWS does not say what becomes of jobs that wait with one that was deregistered; this is what its users count on.
+        """
+        self._retired.append(definition)
+        self._forget()
+
+    def _forget(self) -> None:
+        open_jobs = [one for job in self.jobs.values() for one in job.each if one.status not in ENDED]
+        for definition in self._retired[:]:
+            if not any(job.definition is definition for job in open_jobs):
+                self._retired.remove(definition)
+                self._ecs.perform("DeregisterTaskDefinition", {"taskDefinition": definition.task_definition})
 
     # Jobs
 
