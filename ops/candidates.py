@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -16,8 +18,10 @@ from ops.text import count, short
 from ops.throughput import Rate
 from templates.instance_types import INSTANCE_TYPES
 
-BENCH_TAG = "spindrift:bench"
-"""On an instance: until when the capacity Lambda lets it alone (lambdas/capacity/account.py)."""
+sys.path.append(str(Path(__file__).resolve().parent.parent / "lambdas"))
+
+from capacity.account import BENCH_TAG
+
 SPOT = {
     "MarketType": "spot",
     "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},

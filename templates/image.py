@@ -15,8 +15,8 @@ from troposphere import Export, GetAtt, Output, Parameter, Ref, Sub, Template, i
 
 from templates import machines, network, policies
 from templates.assets import Assets
-from templates.settings import STACK_TAG, Network, Settings
-from templates.tags import tags
+from templates.settings import Network, Settings
+from templates.tags import as_mapping, tags
 from templates.userdata import part
 
 ECS_GPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/gpu/recommended/image_id"
@@ -62,7 +62,7 @@ def build(settings: Settings, assets: Assets) -> Template:
         template.add_parameter(Parameter(title, Type=kind, Description=what))
     chosen = components(settings)
     scripts = [_component(template, settings, assets, one) for one in chosen]
-    name, marks = Sub("${AWS::StackName}"), _tags(settings)
+    name, marks = Sub("${AWS::StackName}"), as_mapping(settings)
     recipe = template.add_resource(
         imagebuilder.ImageRecipe(
             "Recipe",
@@ -191,7 +191,7 @@ def _component(template: Template, settings: Settings, assets: Assets, one: Comp
             Platform="Linux",
             Description=one.what,
             Data=Sub(text, **values) if "${" in text else text,
-            Tags=_tags(settings),
+            Tags=as_mapping(settings),
         )
     )
 
@@ -229,8 +229,8 @@ def _infrastructure(template: Template, settings: Settings, assets: Assets) -> i
                 HttpTokens="required", HttpPutResponseHopLimit=1
             ),
             TerminateInstanceOnFailure=True,
-            ResourceTags=_tags(settings),
-            Tags=_tags(settings),
+            ResourceTags=as_mapping(settings),
+            Tags=as_mapping(settings),
             **({"DependsOn": place.ready} if place.ready else {}),
         )
     )
@@ -261,7 +261,7 @@ def _clean_up(template: Template, settings: Settings, recipe: imagebuilder.Image
             ResourceSelection=imagebuilder.ResourceSelection(
                 Recipes=[imagebuilder.RecipeSelection(Name=recipe.Name, SemanticVersion="x.x.x")]
             ),
-            Tags=_tags(settings),
+            Tags=as_mapping(settings),
         )
     )
 
@@ -276,8 +276,3 @@ def _role(
 ) -> iam.Role:
     arns = [Sub(f"arn:${{AWS::Partition}}:iam::aws:policy/{name}") for name in managed]
     return template.add_resource(policies.role(title, service, tags(settings), statements or [], arns))
-
-
-def _tags(settings: Settings) -> dict[str, Any]:
-    """As Image Builder takes them."""
-    return {STACK_TAG: Ref("AWS::StackName"), **settings.tags}

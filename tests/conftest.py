@@ -31,6 +31,23 @@ def _pillows_own_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    """A cloud of its own for the workers of one file of tests."""
+    from worker_make import cloud
+
+    with cloud(tmp_path_factory.mktemp("cloud")) as url:
+        yield url
+
+
+@pytest.fixture
+def bench(endpoint, tmp_path):
+    """A worker's surroundings there."""
+    from worker_make import Bench
+
+    return Bench(endpoint, tmp_path)
+
+
 @pytest.fixture
 def golden(request):
     """Compare text with a file under tests/golden; `--update` rewrites it instead."""

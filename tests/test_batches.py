@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from worker_make import Bench, cloud, until
+from worker_make import until
 
 from gpu_worker import images
 from gpu_worker.backends import LIBRARIES, BadBackend, _arrays, _pillow
@@ -412,17 +412,6 @@ def test_no_more_pictures_are_decoded_at_once_than_memory_is_meant_for(backend, 
 
 
 # The worker.
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
-
-
-@pytest.fixture
-def bench(endpoint, tmp_path):
-    return Bench(endpoint, tmp_path)
 
 
 def test_of_a_batch_with_a_bad_one_that_one_fails_and_the_others_are_done_once(bench):

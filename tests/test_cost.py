@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worker_make import Bench, cloud, until
+from worker_make import Bench, until
 
 from gpu_worker.cost import NOTHING, Price, Share, Spent, pool_of, usd_per_hour
 from templates.assets import Asset, Assets
@@ -98,12 +98,6 @@ def test_an_attempt_that_got_nowhere_has_spent_nothing():
 
 
 # As a process
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from click.testing import CliRunner
-from worker_make import cloud, until
+from worker_make import until
 
 import build
 from gpu_worker import parts
@@ -98,12 +98,6 @@ def event(*keys):
     uploads = [{"bucket": {"name": "b"}, "object": {"key": key, "size": 1, "eTag": key}} for key in keys]
     body = json.dumps({"Records": [{"eventName": "ObjectCreated:Put", "s3": one} for one in uploads]})
     return body, [job.job_id for job in told_by_s3(body)]
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
 
 
 @pytest.fixture

@@ -10,25 +10,13 @@ import time
 from collections import Counter
 from functools import partial
 
-import pytest
 from PIL import Image
-from worker_make import ROOT, Bench, cloud
+from worker_make import ROOT
 from worker_make import until as true_in
 
 EXAMPLES = ROOT / "ecs-tasks/examples"
 LONG = 90
 until = partial(true_in, seconds=LONG)
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
-
-
-@pytest.fixture
-def bench(endpoint, tmp_path):
-    return Bench(endpoint, tmp_path)
 
 
 def brought(name, **options):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
-from worker_make import Bench, cloud, until
+from worker_make import Bench, until
 
 from gpu_worker.handover import Doom
 from gpu_worker.health import BROKEN, Watch, assigned
@@ -320,12 +320,6 @@ def __getattr__(name):
     return NVMLError_Other if name.startswith("NVMLError_") else call
 """
 """Stands in for the bindings in the worker's own process; all is well until there is a file called `broken`."""
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
 
 
 @pytest.fixture

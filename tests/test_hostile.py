@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from PIL import Image
-from worker_make import ROOT, Bench, cloud
+from worker_make import ROOT
 
 from gpu_worker import images, results
 from gpu_worker.outcome import Rejected
@@ -16,17 +16,6 @@ from gpu_worker.results import MOST_RESULTS
 
 GIB = 1 << 30
 LONG = 90
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
-
-
-@pytest.fixture
-def bench(endpoint, tmp_path):
-    return Bench(endpoint, tmp_path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from localcloud.image import REGISTRY, WORKER_FOLDER
 from localcloud.laptop import laptop
 from templates.cluster import PULSE
 from tests.image_make import PROCESSORS, base, contained, definition
-from tests.worker_make import ROOT, Bench, cloud, until
+from tests.worker_make import ROOT, until
 
 DOCKERFILE = (WORKER_FOLDER / "Dockerfile").read_text("utf-8")
 IMAGE = "spindrift-test-worker:1"
@@ -61,17 +61,6 @@ def image(engine, tmp_path_factory):
     foundation = base(engine, tmp_path_factory.mktemp("base"))
     engine.build(WORKER_FOLDER, IMAGE, BASE_IMAGE=foundation, VERSION="1.2", REVISION="abc")
     return IMAGE
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
-
-
-@pytest.fixture
-def bench(endpoint, tmp_path):
-    return Bench(endpoint, tmp_path)
 
 
 @pytest.mark.image

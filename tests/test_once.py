@@ -2,13 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from worker_make import ROOT, Bench, cloud, until
+from worker_make import ROOT, running, until
 
 from ingest.routing import Upload
 
@@ -31,17 +29,6 @@ def process(source, output_dir, job):
 """
 
 
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
-
-
-@pytest.fixture
-def bench(endpoint, tmp_path):
-    return Bench(endpoint, tmp_path)
-
-
 def handed_in(bench, *bodies):
     """Upload a file for each body, and a manifest of them; returns the job ids."""
     uploads = []
@@ -59,17 +46,8 @@ def started(bench, attempt=1, **env):
     """The process, as Batch starts it: there is no queue and no table. `.said()` reads its log."""
     env = {"AWS_BATCH_JOB_ID": "b:0", "SPINDRIFT_MANIFEST": MANIFEST, "AWS_BATCH_JOB_ATTEMPT": str(attempt), **env}
     known = {name: value for name, value in bench.env(**env).items() if "QUEUE" not in name and "TABLE" not in name}
-    log = bench.folder / "log"
-    with log.open("w") as out:
-        order = [sys.executable, "-m", "gpu_worker", "once"]
-        process = subprocess.Popen(order, env=known, stdout=out, stderr=out, cwd=bench.folder)
-    process.said = lambda: [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    try:
+    with running(["-m", "gpu_worker", "once"], known, bench.folder) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
-        sys.stderr.write(log.read_text())
 
 
 def attempted(bench, attempt=1, **env):

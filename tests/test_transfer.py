@@ -11,19 +11,13 @@ from threading import Barrier, Thread
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from worker_make import cloud, until
+from worker_make import until
 
 from gpu_worker import transfer
 from gpu_worker.scratch import SPARE, NoRoom, Scratch
 from gpu_worker.transfer import TooLarge, fetch, store
 
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
 
 
 @pytest.fixture

@@ -12,20 +12,9 @@ from io import BytesIO
 import pytest
 from lambdas_make import sample
 from PIL import Image
-from worker_make import Bench, cloud, ecs, until
+from worker_make import ecs, until
 
 from gpu_worker.pipeline import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    with cloud(tmp_path_factory.mktemp("cloud")) as url:
-        yield url
-
-
-@pytest.fixture
-def bench(endpoint, tmp_path):
-    return Bench(endpoint, tmp_path)
 
 
 def jpeg(width=900, height=600):

@@ -51,6 +51,22 @@ def cloud(folder, program=("-m", "ministack"), **env):
         server.wait(10)
 
 
+@contextmanager
+def running(order, env, folder):
+    """Python with these arguments, until the test is done with it; `said()` are the lines that it has logged."""
+    log = folder / f"{uuid4().hex}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, *order], env=env, stdout=out, stderr=out, cwd=folder)
+    process.printed = log.read_text
+    process.said = lambda: [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        sys.stderr.write(log.read_text())  # pytest shows it when the test fails
+
+
 class Bench:
     """One queue, one table, two buckets, and what ingest would have put into them."""
 
@@ -210,19 +226,10 @@ class Bench:
 
         `.said()` reads its log, `.printed()` all of its output.
         """
-        log = self.folder / f"{uuid4().hex}.log"
-        with log.open("w") as out:
-            run = "import runpy; runpy.run_module('gpu_worker', run_name='__main__', alter_sys=True)"
-            order = [sys.executable, *(["-c", f"{first}\n{run}"] if first else ["-m", "gpu_worker"])]
-            process = subprocess.Popen(order, env=self.env(**env), stdout=out, stderr=out, cwd=self.folder)
-        process.printed = log.read_text
-        process.said = lambda: [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-        try:
+        run = "import runpy; runpy.run_module('gpu_worker', run_name='__main__', alter_sys=True)"
+        order = ["-c", f"{first}\n{run}"] if first else ["-m", "gpu_worker"]
+        with running(order, self.env(**env), self.folder) as process:
             yield process
-        finally:
-            process.kill()
-            process.wait()
-            sys.stderr.write(log.read_text())  # pytest shows it when the test fails
 
 
 @contextmanager
