@@ -321,7 +321,7 @@ def test_a_hidden_message_comes_back_and_at_once_when_released(stack: Stack) -> 
     stack.send("Heard", "mine")
     assert [message["Body"] for message in stack.receive("Heard", hidden=1)] == ["mine"]
     assert stack.receive("Heard") == []
-    (again,) = eventually(lambda: stack.receive("Heard", hidden=100), within=2, what="the message is seen again")
+    (again,) = eventually(lambda: stack.receive("Heard", hidden=100), within=20, what="the message is seen again")
     assert again["Attributes"]["ApproximateReceiveCount"] == "2"
     counts = stack.client("sqs").get_queue_attributes(QueueUrl=stack.outputs["Heard"], AttributeNames=["All"])
     assert counts["Attributes"]["ApproximateNumberOfMessagesNotVisible"] == "1"
@@ -435,7 +435,7 @@ def test_a_function_runs_in_a_warm_process_of_its_own_role(stack: Stack) -> None
     stack.send("Work", "first")
     eventually(lambda: stack.handled("first"), within=10, what="the function handled the message")
     stack.send("Work", "second")
-    seen = eventually(lambda: stack.handled("second"), within=5, what="the function handled the second message")
+    seen = eventually(lambda: stack.handled("second"), within=20, what="the function handled the second message")
     environment = json.loads(seen["environment"])
     assert ":assumed-role/stack-FunctionRole-" in seen["caller"]
     assert environment["AWS_ENDPOINT_URL"] == stack.cloud.endpoint
@@ -443,7 +443,7 @@ def test_a_function_runs_in_a_warm_process_of_its_own_role(stack: Stack) -> None
     pids = set()
     for number in range(6):
         stack.send("Work", f"warm {number}")
-        pids.add(eventually(lambda body=f"warm {number}": stack.handled(body), within=5, what="handled")["pid"])
+        pids.add(eventually(lambda body=f"warm {number}": stack.handled(body), within=20, what="handled")["pid"])
     assert len(pids) <= 2, "an event source of two keeps at most two processes warm"
 
 
@@ -451,7 +451,7 @@ def test_what_a_function_prints_is_kept(stack: Stack) -> None:
     stack.send("Work", "printed")
     function = stack.outputs["Function"]
     eventually(
-        lambda: "handled printed" in stack.cloud.remote.do("lambda/logs", function=function), within=5, what="log"
+        lambda: "handled printed" in stack.cloud.remote.do("lambda/logs", function=function), within=20, what="log"
     )
     logs = stack.client("logs").filter_log_events(
         logGroupName=f"/aws/lambda/{function}", filterPattern='"handled printed"'
@@ -468,7 +468,7 @@ def test_what_a_function_s_role_may_not_write_is_not_kept(stack: Stack) -> None:
     try:
         stack.send("Work", "unwritten")
         said = lambda: "handled unwritten" in stack.cloud.remote.do("lambda/logs", function=name)  # noqa: E731
-        eventually(said, within=5, what="it says so")
+        eventually(said, within=20, what="it says so")
     finally:
         iam.delete_role_policy(RoleName=role, PolicyName="silent")
     found = stack.client("logs").filter_log_events(logGroupName=f"/aws/lambda/{name}", filterPattern='"unwritten"')
@@ -478,7 +478,7 @@ def test_what_a_function_s_role_may_not_write_is_not_kept(stack: Stack) -> None:
 def test_only_the_failed_item_comes_back_and_then_goes_to_the_dead(stack: Stack) -> None:
     """Two receives three seconds apart; the third finds it dead."""
     stack.send("Work", "fail always", "fine")
-    eventually(lambda: stack.handled("fine"), within=5, what="the other item is handled")
+    eventually(lambda: stack.handled("fine"), within=20, what="the other item is handled")
     dead = eventually(lambda: stack.receive("Dead"), within=15, what="the failed item is dead")
     assert [message["Body"] for message in dead] == ["fail always"]
     assert int(dead[0]["Attributes"]["ApproximateReceiveCount"]) == 3

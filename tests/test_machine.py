@@ -179,7 +179,8 @@ systemctl enable --now thing.service
 AGENT = """
 import os, pathlib, time
 place = pathlib.Path(os.environ["WHERE"]) / "started"
-place.write_text(place.read_text() + "x" if place.exists() else "x")
+with place.open("a") as started:
+    started.write("x")
 (place.parent / "seams").write_text(os.environ["AWS_EC2_METADATA_SERVICE_ENDPOINT"] + " " + os.environ["ECS_AGENT_URI"])
 time.sleep(600)
 """
