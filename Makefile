@@ -6,7 +6,7 @@ SPEED ?=
 # What Python compiled is kept: some machines forbid it, and a story starts a hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-batch test check setup python latency bench bench-build bench-replay bench-launch bench-storm bench-worker soak image image-test stacks-test laws lock clean
+.PHONY: help demo demo-batch demo-bench test check setup python latency bench bench-build bench-replay bench-launch bench-storm bench-worker soak image image-test stacks-test laws lock clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -16,6 +16,9 @@ demo: setup  ## upload, interruption, result on this machine: SEED=7 SPEED=4 PRO
 
 demo-batch: setup  ## 50 photographs and two interruptions on AWS Batch: SEED=7 SPEED=20
 	@.venv/bin/python -m localcloud.demo --seed $(SEED) --profile batch $(if $(SPEED),--speed $(SPEED))
+
+demo-bench: setup  ## build.py bench on three types of known speed: are order and weights right? SEED=7
+	@.venv/bin/python -m localcloud.benchdemo --seed $(SEED)
 
 # The longest first. They wait for much of their time, so there may be more of them than cores.
 STORIES = tests/test_story.py tests/test_stacks.py $(shell grep -l mark.story tests/test_*.py)

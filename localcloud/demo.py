@@ -227,8 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary = _play(show, options, console, home)
     except (DidNotWork, Refused) as error:
-        console.print(f"[red]{error}[/]", markup=False)
+        console.print(str(error), style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        console.print("stopped; the local cloud is gone, with all that ran on it")
+        return 130
     (home / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     console.print(_table(summary))
     console.print(f"written to {home / 'summary.json'}; the cloud's log and state are in {home / 'cloud'}")

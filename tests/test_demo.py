@@ -1,6 +1,7 @@
 """The demo's own judgement: it must be able to say no."""
 
 import io
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from moto import mock_aws
 from rich.console import Console
 
+from localcloud import benchdemo
 from localcloud.batchscene import BatchScene
+from localcloud.benchdemo import judge
 from localcloud.bill import bill
 from localcloud.demo import BLOWS, reaction_seconds, spread
 from localcloud.proof import prove, prove_batch
@@ -254,3 +257,105 @@ def test_the_demo_uploads_what_it_says():
     }
     assert made == list(uploads(20, seed=1)) != list(uploads(20, seed=2))
     assert len(BLOWS) == 3
+
+
+TRUE = {"fast": 400.0, "middling": 200.0, "slow": 100.0}
+
+
+def measured(name, weight, *, jobs_per_hour=None, spot=0.1):
+    """One type as `build.py bench --json` tells of it; measured exactly unless said otherwise."""
+    found = jobs_per_hour or TRUE[name]
+    told = {"type": name, "rate": {"jobs_per_hour": found}, "weight": weight, "spot": spot, "why": ""}
+    return {**told, "spot_per_thousand": spot and spot / found * 1000}
+
+
+UNMEASURED = {"rate": None, "weight": None, "spot_per_thousand": None, "why": "no subnet has one"}
+RIGHT = {"fast": measured("fast", 4), "middling": measured("middling", 2), "slow": measured("slow", 1)}
+
+
+def test_a_benchmark_that_is_right_is_told_so():
+    judged, wrong = judge([*RIGHT.values()], TRUE)
+
+    assert wrong == []
+    assert [(one.type, one.rate_off, one.true_weight, one.weight_off) for one in judged] == [
+        ("fast", 0, 4, 0),
+        ("middling", 0, 2, 0),
+        ("slow", 0, 1, 0),
+    ]
+
+
+def test_what_a_unit_is_worth_shares_the_error_between_the_weights():
+    judged, wrong = judge([measured("fast", 82), measured("middling", 40), measured("slow", 20)], TRUE)
+
+    assert [round(one.weight_off, 4) for one in judged] == [0.0123, -0.0123, -0.0123]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "case, change, said",
+    [
+        ("jobs an hour that are 4 % too many", {"slow": measured("slow", 1, jobs_per_hour=104)}, ["slow: 104 jobs"]),
+        ("jobs an hour that are 4 % too few", {"fast": measured("fast", 4, jobs_per_hour=384)}, ["fast: 384 jobs"]),
+        ("jobs an hour that are less than 3 % too many", {"slow": measured("slow", 1, jobs_per_hour=102.9)}, []),
+        (
+            "weights that are 4 % off",
+            {"fast": measured("fast", 108), "middling": measured("middling", 50), "slow": measured("slow", 25)},
+            ["fast: weight 108", "middling: weight 50", "slow: weight 25"],
+        ),
+        ("not measured", {"slow": {**RIGHT["slow"], **UNMEASURED}}, ["slow is not measured: no subnet has one"]),
+        ("without a weight", {"slow": {**RIGHT["slow"], "weight": None}}, ["slow is not measured"]),
+        ("without a price", {"slow": measured("slow", 1, spot=None)}, ["slow is not measured"]),
+        (
+            "a dear one that stands first",
+            {"fast": measured("fast", 4, spot=0.45)},
+            ["fast stands before middling", "fast stands before slow"],
+        ),
+        ("one that is dearer by less than may be wrong", {"fast": measured("fast", 4, spot=0.205)}, []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_benchmark_that_is_wrong_is_told_so(case, change, said):
+    wrong = judge([*{**RIGHT, **change}.values()], TRUE)[1]
+
+    assert len(wrong) == len(said)
+    assert all(line.startswith(start) for line, start in zip(wrong, said, strict=True))
+
+
+def test_the_order_is_the_reports_own():
+    assert judge([RIGHT["middling"], RIGHT["fast"], RIGHT["slow"]], TRUE)[1] == [
+        "middling stands before fast, on which a job costs less"
+    ]
+
+
+def test_a_type_that_the_report_does_not_have_is_missed():
+    said = "is not measured: it has no rate, no price or no weight"
+
+    assert judge([RIGHT["fast"], RIGHT["middling"]], TRUE)[1] == [f"slow {said}"]
+    assert judge([], TRUE) == ([], [f"{name} {said}" for name in TRUE])
+
+
+@pytest.mark.parametrize(
+    "case, left_out, status, ends, wrong",
+    [
+        ("right", (), 0, 0, []),
+        ("a type is missing", ("slow",), 1, 1, ["slow is not measured: it has no rate, no price or no weight"]),
+        ("the command failed all the same", (), 1, 1, ["build.py bench ended with status 1"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_demo_of_bench_says_no_and_what_is_wrong(
+    tmp_path, monkeypatch, capsys, case, left_out, status, ends, wrong
+):
+    def measure(seed, home, console):
+        home.mkdir(parents=True)
+        return [one for name, one in RIGHT.items() if name not in left_out], status, 1.0
+
+    monkeypatch.setattr(benchdemo, "TRUTH", TRUE)
+    monkeypatch.setattr(benchdemo, "_measure", measure)
+
+    assert benchdemo.main(["--out", str(tmp_path)]) == ends
+
+    summary = json.loads((tmp_path / "demo-bench/summary.json").read_text())
+    assert summary["wrong"] == wrong
+    assert len(summary["types"]) == 3 - len(left_out)
+    assert all(line in capsys.readouterr().out for line in wrong)
