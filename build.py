@@ -24,8 +24,9 @@ try:
     from ops.ami import Baker, CannotBake
     from ops.batch import Jobs, NothingToDo
     from ops.dlq import DeadLetters, Done
-    from ops.doctor import COULD_NOT_LOOK, OK, PROBLEM, Doctor
+    from ops.doctor import Doctor
     from ops.down import CouldNotTakeDown, Down
+    from ops.findings import COULD_NOT_LOOK, OK, PROBLEM
     from ops.package import CannotPackage, package
     from ops.publish import CannotPublish, publish
     from ops.text import count

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import boto3
 from boto3.dynamodb.types import TypeDeserializer
@@ -11,6 +11,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
+KEYS_AT_ONCE = 100
+"""Of one BatchGetItem."""
 
 
 class NoSuchStack(Exception):
@@ -54,6 +56,14 @@ def resources(account: Account, stack: str) -> dict[str, str]:
     return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in found if one.get("PhysicalResourceId")}
 
 
+def cluster_resources(account: Account, stack: str) -> dict[str, str]:
+    """The same of a stack of build/cluster.json. Raises NoSuchStack for any other, ClientError or BotoCoreError."""
+    found = resources(account, stack)
+    if "JobsTable" not in found:
+        raise NoSuchStack(not_of_a_cluster(stack, found))
+    return found
+
+
 def not_of_a_cluster(stack: str, found: Mapping[str, str]) -> str:
     """What to say of a stack that is not of build/cluster.json, and what to ask instead. `found`: `resources`."""
     ids = found.values()
@@ -64,10 +74,43 @@ def not_of_a_cluster(stack: str, found: Mapping[str, str]) -> str:
     return f"{stack} is none of our stacks"
 
 
+class Depth(NamedTuple):
+    """How many messages a queue has, all approximate: to be had, with a reader, and not to be had yet."""
+
+    visible: int
+    in_flight: int
+    delayed: int
+
+    @property
+    def total(self) -> int:
+        """Every message."""
+        return sum(self)
+
+
+def depth(account: Account, queue_url: str) -> Depth:
+    """Ask SQS. Raises ClientError or BotoCoreError."""
+    names = [f"ApproximateNumberOfMessages{which}" for which in ("", "NotVisible", "Delayed")]
+    counts = account.client("sqs").get_queue_attributes(QueueUrl=queue_url, AttributeNames=names)["Attributes"]
+    return Depth(*(int(counts[name]) for name in names))
+
+
 def plain(item: Mapping[str, Any]) -> dict[str, Any]:
     """An item of a table without DynamoDB's types; numbers are Decimal."""
     read = TypeDeserializer().deserialize
     return {name: read(value) for name, value in item.items()}
+
+
+def records(account: Account, table: str, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Job records by job id, of those that there are. Raises ClientError or BotoCoreError."""
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(job_ids), KEYS_AT_ONCE):
+        keys = [{"job_id": {"S": job_id}} for job_id in job_ids[start : start + KEYS_AT_ONCE]]
+        wanted = {table: {"Keys": keys, "ConsistentRead": True}}
+        while wanted:
+            reply = account.client("dynamodb").batch_get_item(RequestItems=wanted)
+            found |= {str(item["job_id"]): item for item in map(plain, reply["Responses"].get(table, ()))}
+            wanted = reply.get("UnprocessedKeys")
+    return found
 
 
 def code(error: Exception) -> str:

@@ -19,7 +19,7 @@ from secrets import token_hex
 from statistics import fmean
 
 from ops import pools
-from ops.account import Account, NoSuchStack, not_of_a_cluster, resources
+from ops.account import Account, cluster_resources
 from ops.candidates import Candidate, Machines
 from ops.samples import LOOK_SECONDS, NoSample, Samples
 from ops.text import count, lasting
@@ -75,9 +75,7 @@ class Bench:
         queue = next((one for one in settings.queues if one.name == asked.queue), None)
         if queue is None:
             raise NoSuchQueue(f"--queue is one of {', '.join(one.name for one in settings.queues)}")
-        found = resources(account, stack)
-        if "OnDemandGroup" not in found:
-            raise NoSuchStack(not_of_a_cluster(stack, found))
+        found = cluster_resources(account, stack)
         if not (task := found.get(f"{queue.title}Task")):
             raise NoSuchQueue(f"{stack} was deployed without the queue {queue.name}")
         self._began = now()

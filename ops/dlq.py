@@ -19,7 +19,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from ops.account import Account, NoSuchStack, code, not_of_a_cluster, plain, resources
+from ops.account import Account, cluster_resources, code, depth, records
 from ops.text import short, table
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "ecs-tasks" / "gpu-worker"))
@@ -37,8 +37,6 @@ MOST_REPEATS = 3
 """So many receives in a row with nothing new: all has been seen, and the first ones come again."""
 AT_ONCE = 10
 """Messages in one call of SQS."""
-KEYS_AT_ONCE = 100
-"""Of one BatchGetItem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +146,8 @@ class DeadLetters:
 
     def __init__(self, account: Account, stack: str) -> None:
         """Find queues and table. Raises NoSuchStack."""
-        titles = resources(account, stack)
-        if "DeadLetter" not in titles:
-            raise NoSuchStack(not_of_a_cluster(stack, titles))
+        titles = cluster_resources(account, stack)
+        self._account = account
         self._sqs = account.client("sqs")
         self._dynamodb = account.client("dynamodb")
         self._url = titles["DeadLetter"]
@@ -160,19 +157,16 @@ class DeadLetters:
 
     def listing(self) -> Listing:
         """All messages, or the first thousand."""
-        counts = self._sqs.get_queue_attributes(
-            QueueUrl=self._url,
-            AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
-        )["Attributes"]
+        there = depth(self._account, self._url).total
         entries: list[Entry] = []
         with self._opened() as batches:
             for batch in batches:
-                records = self._records(batch)
-                entries += [Entry.of(dead, records) for dead in batch]
+                found = self._records(batch)
+                entries += [Entry.of(dead, found) for dead in batch]
                 if len(entries) >= MOST_LISTED:
                     break
         entries.sort(key=lambda one: one.when)
-        return Listing(entries=entries, more=max(0, sum(int(one) for one in counts.values()) - len(entries)))
+        return Listing(entries=entries, more=max(0, there - len(entries)))
 
     def show(self, name: str) -> dict[str, Any] | None:
         """The message of that name and the records of its jobs; None when it is not there, or hidden."""
@@ -228,8 +222,8 @@ class DeadLetters:
 
     def _states(self, names: Collection[str]) -> Iterator[tuple[str, str | None]]:
         """The names that are not in the queue, and the state of the job that is called so."""
-        records = self._records_of([*names])
-        return ((name, str(records[name]["state"]) if name in records else None) for name in names)
+        found = records(self._account, self._table, [*names])
+        return ((name, str(found[name]["state"]) if name in found else None) for name in names)
 
     def _requeue(self, dead: Dead, sent: set[str]) -> str | None:
         """Why the message cannot be requeued, None when it was. `sent` is what this command has sent already."""
@@ -284,20 +278,8 @@ class DeadLetters:
         self._gone.add(dead.id)
 
     def _records(self, batch: Sequence[Dead]) -> dict[str, dict[str, Any]]:
-        return self._records_of(list(dict.fromkeys(job.job_id for dead in batch for job in dead.jobs)))
-
-    def _records_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Records by job id, of those that there are."""
-        found: dict[str, dict[str, Any]] = {}
-        for start in range(0, len(job_ids), KEYS_AT_ONCE):
-            keys = [{"job_id": {"S": job_id}} for job_id in job_ids[start : start + KEYS_AT_ONCE]]
-            wanted = {self._table: {"Keys": keys, "ConsistentRead": True}}
-            while wanted:
-                reply = self._dynamodb.batch_get_item(RequestItems=wanted)
-                items = (plain(item) for item in reply["Responses"].get(self._table, ()))
-                found |= {str(item["job_id"]): item for item in items}
-                wanted = reply.get("UnprocessedKeys")
-        return found
+        job_ids = dict.fromkeys(job.job_id for dead in batch for job in dead.jobs)
+        return records(self._account, self._table, [*job_ids])
 
     @contextmanager
     def _opened(self) -> Iterator[Iterator[list[Dead]]]:

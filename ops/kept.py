@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from botocore.exceptions import ClientError
 
-from ops.account import Account, code
+from ops.account import Account, code, depth
 from ops.ami import GIB, stored
 from templates.image import PARAMETER as AMI_PARAMETER
 from templates.settings import STACK_TAG
@@ -47,24 +47,14 @@ def _queue_url(account: Account, name: str) -> str:
     return str(account.client("sqs").get_queue_url(QueueName=name)["QueueUrl"])
 
 
-def messages(account: Account, queue: str) -> tuple[int, int]:
-    """How many messages of a queue wait (delayed ones too), and how many are in flight. Both are approximate."""
-    names = ("", "Delayed", "NotVisible")
-    count = account.client("sqs").get_queue_attributes(
-        QueueUrl=_queue_url(account, queue), AttributeNames=[f"ApproximateNumberOfMessages{name}" for name in names]
-    )["Attributes"]
-    visible, delayed, in_flight = (int(count[f"ApproximateNumberOfMessages{name}"]) for name in names)
-    return visible + delayed, in_flight
-
-
 def _queue_state(account: Account, queue: str) -> str | None:
     try:
-        waiting, in_flight = messages(account, queue)
+        found = depth(account, _queue_url(account, queue))
     except ClientError as error:
         if code(error) in ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"):
             return None
         raise
-    return f"{waiting} messages waiting, {in_flight} in flight" if waiting or in_flight else EMPTY
+    return f"{found.visible + found.delayed} messages waiting, {found.in_flight} in flight" if found.total else EMPTY
 
 
 def _delete_queue(account: Account, queue: str) -> None:

@@ -10,16 +10,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ops.account import Account, NoSuchStack, code, told
+from ops.account import Account, NoSuchStack, code, plain, told
+from ops.text import table
+from ops.zones import first
 from templates.instance_types import INSTANCE_TYPES
 from templates.market import types
-from templates.network import USUAL_ZONES, ZONES
 from templates.settings import Settings
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lambdas"))
@@ -63,7 +65,8 @@ class Line:
 
 
 COLUMNS = ("pool", "spot", "on-demand", "saving", "score", "taken", "state", "why")
-NUMBERS = {"spot", "on-demand", "saving", "score", "taken"}
+NUMBERS = range(1, 6)
+"""The places of those that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,7 @@ class Report:
 
     def text(self) -> Iterator[str]:
         """As it is printed."""
-        rows = [COLUMNS, *(line.cells for line in self.lines)]
-        widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
-        for row in rows:
-            cells = (
-                cell.rjust(width) if name in NUMBERS else cell.ljust(width)
-                for name, cell, width in zip(COLUMNS, row, widths, strict=True)
-            )
-            yield "  ".join(cells).rstrip()
+        yield from table([COLUMNS, *(line.cells for line in self.lines)], NUMBERS)
         yield ""
         yield from self.notes
 
@@ -106,9 +102,8 @@ def of_stack(account: Account, stack: str) -> Report:
         if code(error) != "ValidationError":
             raise
         raise NoSuchStack(f"stack {stack} has no table of pools in {account.region}: {told(error)}") from error
-    table = found["StackResourceDetail"]["PhysicalResourceId"]
-    pages = account.client("dynamodb").get_paginator("scan").paginate(TableName=table)
-    items = sorted((_plain(item) for page in pages for item in page["Items"]), key=lambda item: str(item["pool"]))
+    items = account.all("dynamodb", "scan", "Items", TableName=found["StackResourceDetail"]["PhysicalResourceId"])
+    items = sorted(map(plain, items), key=lambda item: str(item["pool"]))
     seen = max((int(item["seen_at"]) for item in items if "seen_at" in item), default=None)
     if seen is None:
         return Report(
@@ -203,7 +198,7 @@ def propose(account: Account, wanted: Wanted, now: datetime) -> str:
     ]
     if not fitting:
         raise NothingFits(f"no type that we know has {wanted.gpus} GPUs and {wanted.memory_gib:g} GiB for each")
-    zones = _first_zones(account, wanted.zones)
+    zones = [*first(account, wanted.zones)]
     market = _ask(account, fitting, zones, now)
     candidates = sorted(_offered(fitting, zones, market), key=lambda one: (one.spot, one.name))
     if not candidates:
@@ -284,23 +279,7 @@ def _zones(account: Account, settings: Settings) -> dict[str, str]:
     if settings.network.subnet_ids:
         found = account.client("ec2").describe_subnets(SubnetIds=list(settings.network.subnet_ids))["Subnets"]
         return dict(sorted((one["AvailabilityZone"], one["AvailabilityZoneId"]) for one in found))
-    first = _first_zones(account, settings.network.zones)
-    return {name: zone_id for name, zone_id in _usable(account) if name in first}
-
-
-def _first_zones(account: Account, count: int) -> list[str]:
-    """Names of those that the template takes (templates/network.py)."""
-    most = ZONES.get(str(account.region), USUAL_ZONES)
-    return [name for name, _ in _usable(account)][: min(count, most)]
-
-
-def _usable(account: Account) -> list[tuple[str, str]]:
-    found = account.client("ec2").describe_availability_zones()["AvailabilityZones"]
-    return sorted(
-        (one["ZoneName"], one["ZoneId"])
-        for one in found
-        if one["State"] == "available" and one.get("ZoneType", "availability-zone") == "availability-zone"
-    )
+    return first(account, settings.network.zones)
 
 
 def _remembered(item: dict[str, Any]) -> Line:
@@ -315,15 +294,5 @@ def _remembered(item: dict[str, Any]) -> Line:
     )
 
 
-def _plain(item: dict[str, Any]) -> dict[str, Any]:
-    """What DynamoDB's typed values hold: text as it is, numbers and lists as text and lists of it."""
-    return {name: _value(value) for name, value in item.items()}
-
-
-def _value(typed: dict[str, Any]) -> Any:
-    ((kind, value),) = typed.items()
-    return [_value(each) for each in value] if kind == "L" else value
-
-
-def _float(text: str | None) -> float | None:
-    return None if text is None else float(text)
+def _float(number: Decimal | None) -> float | None:
+    return None if number is None else float(number)

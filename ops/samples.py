@@ -11,9 +11,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from ops.account import Account, plain
+from ops.account import Account, records
 from ops.text import short
 from ops.throughput import Sample, sample, warm
+from ops.work import WITHDRAWN
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "lambdas"))
 
@@ -24,10 +25,7 @@ LOOK_SECONDS = 2.0
 MOST_BETWEEN_LOOKS = 10
 """Jobs for one processor: of very short ones it may wait for more."""
 OUT_OF_SIGHT_SECONDS = 10.0
-AT_ONCE = 100
-"""Keys in one BatchGetItem."""
 ENDED = ("SUCCEEDED", "FAILED")
-WITHDRAWN = "withdrawn: the benchmark is over"
 
 
 class NoSample(Exception):
@@ -73,12 +71,9 @@ class Samples:
 
     def read(self) -> None:
         """The records of the jobs that are not over."""
-        open_ = [job_id for job_id, job in self._jobs.items() if job.state not in ENDED]
-        for start in range(0, len(open_), AT_ONCE):
-            keys = [{"job_id": {"S": job_id}} for job_id in open_[start : start + AT_ONCE]]
-            found = self._table.batch_get_item(RequestItems={self._jobs_table: {"Keys": keys, "ConsistentRead": True}})
-            for record in map(plain, found["Responses"][self._jobs_table]):
-                self._jobs[record["job_id"]].record = record
+        found = records(self._account, self._jobs_table, [one.upload.job_id for one in self.open])
+        for job_id, record in found.items():
+            self._jobs[job_id].record = record
 
     def check(self) -> None:
         """Raises NoSample, where a job failed for good or was split."""

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 import build
-from ops import doctor
-from ops.doctor import COULD_NOT_LOOK, OK, PROBLEM, Offered
+from ops import findings, permissions
+from ops.findings import COULD_NOT_LOOK, OK, PROBLEM, Offered
+from ops.subnets import Subnet, called, described, weigh_subnets, weigh_ways_out
 from templates.instance_types import INSTANCE_TYPES
 from templates.settings import Settings, Worker
 from templates.stacks import STACKS
@@ -30,7 +31,7 @@ SMALL, LARGE = INSTANCE_TYPES["g4dn.xlarge"], INSTANCE_TYPES["g4dn.2xlarge"]
     ],
 )
 def test_a_quota_is_told_in_units(limit, state, said):
-    finding = doctor.weigh_quota("spot", "g", limit, 8, "compute.max_units", [LARGE, SMALL])
+    finding = findings.weigh_quota("spot", "g", limit, 8, "compute.max_units", [LARGE, SMALL])
 
     assert finding.state == state
     assert said in finding.what
@@ -41,8 +42,8 @@ def test_a_quota_is_told_in_units(limit, state, said):
 def test_a_quota_counts_whole_instances():
     four_gpus = INSTANCE_TYPES["g5.12xlarge"]
 
-    assert doctor.vcpus_for(5, four_gpus) == 2 * 48
-    assert "allow 4 of 5 units" in doctor.weigh_quota("spot", "g", 95, 5, "compute.max_units", [four_gpus]).what
+    assert findings.vcpus_for(5, four_gpus) == 2 * 48
+    assert "allow 4 of 5 units" in findings.weigh_quota("spot", "g", 95, 5, "compute.max_units", [four_gpus]).what
 
 
 @pytest.mark.parametrize(
@@ -56,13 +57,13 @@ def test_a_quota_counts_whole_instances():
     ],
 )
 def test_every_family_counts_against_its_own_quota(name, market, code):
-    assert doctor.QUOTAS[market, doctor.family(name, market)][0] == code
+    assert findings.QUOTAS[market, findings.family(name, market)][0] == code
 
 
 def test_pools_that_do_not_exist_are_named():
     there = {("g5.xlarge", "a"), ("g5.xlarge", "b"), ("p5en.48xlarge", "a")}
 
-    gone, rest = doctor.weigh_pools(["g5.xlarge", "p5e.48xlarge", "p5en.48xlarge"], ["a", "b"], there)
+    gone, rest = findings.weigh_pools(["g5.xlarge", "p5e.48xlarge", "p5en.48xlarge"], ["a", "b"], there)
 
     assert (gone.state, "p5e.48xlarge" in gone.what) == (PROBLEM, True)
     assert (rest.state, "3 of 6" in rest.what, "p5en.48xlarge in b" in rest.what) == (OK, True, True)
@@ -71,9 +72,9 @@ def test_pools_that_do_not_exist_are_named():
 def test_a_task_is_held_against_what_ecs_registers():
     sizes = {"g4dn.xlarge": SMALL, "g5.2xlarge": INSTANCE_TYPES["g5.2xlarge"]}
 
-    (fits,) = doctor.weigh_task(Worker(), sizes)
-    (memory,) = doctor.weigh_task(Worker(memory_mib=16_000), sizes)  # 16 GiB, less what the kernel and ECS keep
-    (cpu,) = doctor.weigh_task(Worker(cpu=4097), sizes)
+    (fits,) = findings.weigh_task(Worker(), sizes)
+    (memory,) = findings.weigh_task(Worker(memory_mib=16_000), sizes)  # 16 GiB, less what the kernel and ECS keep
+    (cpu,) = findings.weigh_task(Worker(cpu=4097), sizes)
 
     assert (fits.state, memory.state, cpu.state) == (OK, PROBLEM, PROBLEM)
     assert "g4dn.xlarge" in memory.what
@@ -88,7 +89,7 @@ def test_a_type_that_differs_from_our_table_or_is_not_sold_as_spot_is_told():
         "g6.xlarge": Offered(INSTANCE_TYPES["g6.xlarge"], frozenset({"spot", "on-demand"})),
     }
 
-    unsold, differs = doctor.weigh_types([*((name, "spot") for name in offered), ("g6.xlarge", "on-demand")], offered)
+    unsold, differs = findings.weigh_types([*((name, "spot") for name in offered), ("g6.xlarge", "on-demand")], offered)
 
     assert "templates/instance_types.py" in differs.do
     assert "g5.xlarge: EC2 does not sell it as spot" in unsold.what
@@ -111,22 +112,123 @@ def test_the_image_must_fit_the_root_volume(change, state, what):
     disk = {"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 30}}
     image = {"ImageId": "ami-1", "Architecture": "x86_64", "RootDeviceName": "/dev/xvda", "BlockDeviceMappings": [disk]}
 
-    finding = doctor.weigh_image("/a/parameter", image | change, 60)
+    finding = findings.weigh_image("/a/parameter", image | change, 60)
 
     assert finding.state == state
     assert what in finding.what
 
 
 def test_given_subnets_must_be_there_in_the_vpc_and_in_zones_of_their_own():
-    zones = {"subnet-1": ("vpc-1", "a"), "subnet-2": ("vpc-1", "a"), "subnet-3": ("vpc-2", "b")}
+    places = {"subnet-1": ("vpc-1", "a"), "subnet-2": ("vpc-1", "a"), "subnet-3": ("vpc-2", "b")}
+    there = {name: Subnet(id=name, vpc=vpc, zone=zone, public=True) for name, (vpc, zone) in places.items()}
 
-    said = [one.what for one in doctor.weigh_subnets("vpc-1", ["subnet-1", "subnet-2", "subnet-3", "subnet-4"], zones)]
+    said = [one.what for one in weigh_subnets("vpc-1", ["subnet-1", "subnet-2", "subnet-3", "subnet-4"], there)]
 
     assert said == [
         "subnet-3 is in vpc-2, not in vpc-1",
         "subnet-4 does not exist in this region",
         "subnet-1, subnet-2 are all in a: a Spot Fleet takes one subnet of a zone",
     ]
+
+
+def leaving(public=True, endpoints=(), **route):
+    """A subnet with a route table of its own, in a VPC whose main one leads to the internet. `route`: to everywhere."""
+    internet = {"DestinationCidrBlock": "0.0.0.0/0", "GatewayId": "igw-main", "State": "active"}
+    local = {"DestinationCidrBlock": "10.0.0.0/16", "GatewayId": "local", "State": "active"}
+    routes = [local, {"DestinationCidrBlock": "0.0.0.0/0", "State": "active", **route}] if route else [local]
+    tables = [
+        {"RouteTableId": "main", "VpcId": "vpc-1", "Associations": [{"Main": True}], "Routes": [local, internet]},
+        {"RouteTableId": "own", "VpcId": "vpc-1", "Associations": [{"SubnetId": "subnet-1"}], "Routes": routes},
+    ]
+    subnet = {"SubnetId": "subnet-1", "VpcId": "vpc-1", "AvailabilityZone": "a", "MapPublicIpOnLaunch": public}
+    return described([subnet], tables, endpoints)["subnet-1"]
+
+
+def endpoint(service, kind="Interface", **parts):
+    """An endpoint as EC2 describes it; a gateway is in the subnet's own route table."""
+    how = {"PrivateDnsEnabled": True} if kind == "Interface" else {"RouteTableIds": ["own"]}
+    return {"ServiceName": f"com.amazonaws.x-1.{service}", "VpcId": "vpc-1", "State": "available", **how, **parts}
+
+
+@pytest.mark.parametrize(
+    "case, subnet, state, said",
+    [
+        ("by NAT", leaving(public=False, NatGatewayId="nat-1"), OK, "subnet-1 by nat-1"),
+        ("to the internet", leaving(GatewayId="igw-1"), OK, "subnet-1 by igw-1"),
+        ("without an address", leaving(public=False, GatewayId="igw-1"), PROBLEM, "its instances get none"),
+        ("nothing", leaving(), PROBLEM, "no route to 0.0.0.0/0, and no endpoint for ecr.api, s3, sqs"),
+        (
+            "a gateway that was deleted",
+            leaving(NatGatewayId="nat-1", State="blackhole"),
+            PROBLEM,
+            "nat-1, which has gone",
+        ),
+        ("another network", leaving(TransitGatewayId="tgw-1"), COULD_NOT_LOOK, "what is behind that is not looked at"),
+        (
+            "by endpoints",
+            leaving(False, [endpoint("ecr.api"), endpoint("sqs"), endpoint("s3", "Gateway")]),
+            OK,
+            "subnet-1 by endpoints",
+        ),
+        (
+            "by endpoints in China",
+            leaving(
+                False,
+                [
+                    endpoint("ecr.api", ServiceName="cn.com.amazonaws.cn-north-1.ecr.api"),
+                    *(endpoint("sqs"), endpoint("s3")),
+                ],
+            ),
+            OK,
+            "subnet-1 by endpoints",
+        ),
+        (
+            "endpoints that do not serve it",
+            leaving(
+                False,
+                [
+                    endpoint("ecr.api", PrivateDnsEnabled=False),
+                    endpoint("ecr.api", VpcId="vpc-2"),
+                    endpoint("sqs", State="pendingAcceptance"),
+                    endpoint("s3", "Gateway", RouteTableIds=["main"]),
+                ],
+            ),
+            PROBLEM,
+            "no endpoint for ecr.api, s3, sqs",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_subnet_must_lead_to_what_instances_call(case, subnet, state, said):
+    (finding,) = weigh_ways_out([subnet], {"ecr.api", "s3", "sqs"})
+
+    assert (finding.state, said in finding.what) == (state, True), finding.what
+    assert (state == PROBLEM) == bool(finding.do)
+
+
+def test_a_subnet_without_a_route_table_of_its_own_has_the_main_one_of_its_vpc():
+    table = {"RouteTableId": "main", "VpcId": "vpc-1", "Associations": [{"Main": True}], "Routes": []}
+    other = {**table, "VpcId": "vpc-2", "Routes": [{"DestinationCidrBlock": "0.0.0.0/0", "NatGatewayId": "nat-2"}]}
+    subnet = {"SubnetId": "subnet-1", "VpcId": "vpc-1", "AvailabilityZone": "a", "MapPublicIpOnLaunch": False}
+
+    assert described([subnet], [other, table], [])["subnet-1"].way == ""
+    assert described([{**subnet, "VpcId": "vpc-2"}], [other, table], [])["subnet-1"].way == "nat-2"
+
+
+@pytest.mark.parametrize("name", ["cluster", "batch"])
+def test_what_a_given_subnet_must_lead_to_has_an_endpoint_in_private_subnets_of_our_own(name):
+    """Of the templates themselves: what they make there is known to be enough, by the stories."""
+    settings = Settings.load(ROOT / "tests/everything.toml")
+    private = settings.model_copy(update={"network": settings.network.model_copy(update={"private": True})})
+    template = STACKS[name](private, assets()).to_dict()
+    made = {
+        str(one["Properties"]["ServiceName"]).rpartition("${AWS::Region}.")[2].rstrip("'}] ")
+        for one in template["Resources"].values()
+        if one["Type"] == "AWS::EC2::VPCEndpoint"
+    }
+
+    assert called(private, name) <= made
+    assert name == "batch" or called(private, name) == made
 
 
 @pytest.mark.parametrize(
@@ -139,7 +241,7 @@ def test_given_subnets_must_be_there_in_the_vpc_and_in_zones_of_their_own():
     ],
 )
 def test_whoever_calls_is_known_to_iam_by_kind_and_name(arn, principal):
-    assert doctor.principal_of(arn) == principal
+    assert permissions.principal_of(arn) == principal
 
 
 @pytest.mark.parametrize(
@@ -151,7 +253,7 @@ def test_every_service_of_the_template_has_an_action_that_is_asked_for(name, pro
     services = {resource["Type"].split("::")[1].lower() for resource in template["Resources"].values()}
     prefixes = {"efs": "elasticfilesystem", "applicationautoscaling": "application-autoscaling"}
 
-    asked = {action.partition(":")[0] for action in doctor.actions_for(settings, name)}
+    asked = {action.partition(":")[0] for action in permissions.actions_for(settings, name)}
 
     assert {prefixes.get(service, service) for service in services} <= asked
 
@@ -341,12 +443,35 @@ def test_a_given_vpc_is_looked_at(cloud, tmp_path):
     ]
     one, same_zone, other = [answer["Subnet"]["SubnetId"] for answer in made]
 
-    def with_subnets(*subnets: str) -> tuple[int, str]:
+    def with_subnets(*subnets: str, template: str = "cluster", image: str = "") -> tuple[int, str]:
         file = tmp_path / "given.toml"
         file.write_text(f'[network]\nvpc_id = "{vpc}"\nsubnet_ids = {json.dumps(subnets)}\n')
-        return examine(cloud, "--settings", str(file))
+        return examine(cloud, "--settings", str(file), "--template", template, "--image", image)
 
-    assert with_subnets(one, other)[0] == 0
+    closed, said = with_subnets(one, other)
+    assert closed == 1
+    assert [line.split()[1] for line in lines(said, PROBLEM)] == [one, other]
+    assert "no route to 0.0.0.0/0, and no endpoint for dynamodb, ecr.api, " in said
+    _, said = with_subnets(one, template="image")
+    assert "imagebuilder" in lines(said, PROBLEM)[0]
+    _, said = with_subnets(one, image="docker.io/somebody/worker:v1")
+    assert "only ECR can be reached" in lines(said, PROBLEM)[1]
+
+    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    ec2.attach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
+    (table,) = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    ec2.modify_subnet_attribute(SubnetId=one, MapPublicIpOnLaunch={"Value": True})
+    code, said = with_subnets(one, other)
+    assert code == 1
+    (problem,) = lines(said, PROBLEM)
+    assert f"{other} has no way out: {gateway} serves public addresses" in problem
+    assert with_subnets(one, other, template="image")[0] == 0, "a build is in the first one"
+
+    ec2.modify_subnet_attribute(SubnetId=other, MapPublicIpOnLaunch={"Value": True})
+    open_, said = with_subnets(one, other)
+    assert open_ == 0, said
+    assert f"ways out: {one} by {gateway}, {other} by {gateway}" in said
     code, said = with_subnets(one, same_zone, "subnet-0123456789abcdef0")
     assert code == 1
     assert f"{one}, {same_zone} are all in us-east-1a" in said

@@ -7,15 +7,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from bench_make import Stage
 from click.testing import CliRunner
+from moto import mock_aws
 
 import build
+from capacity.nouns import Bad
+from capacity.trial import doubts
 from localcloud.image import REGISTRY
 from localcloud.laptop import PROJECT
 from ops.account import not_of_a_cluster
 from ops.obstacles import CHAIN, Function, Look, Machine, Market, Pass, Queue, Retry, Stopped, obstacle
-from ops.status import Capacity, Report, Spend, Work, spend, work
+from ops.report import Capacity, Report, Spend, spend
 from ops.text import lasting, short
+from ops.work import Work, work
 from tests.cloud import eventually, running_cloud
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -56,6 +61,7 @@ FOUR = [machine(f"i-{n}") for n in range(4)]
 YOUNG = [replace(one, joined=False) for one in FOUR]
 OLD = [replace(one, launched=NOON - timedelta(minutes=11)) for one in YOUNG]
 BLIND = [replace(one, units=0) for one in FOUR]
+[NO_USE] = doubts([Bad(f"i-{n}", True, NOON) for n in (7, 8, 9)])
 RETRIES = [Retry(job_id=f"{n}", key=f"{n}.jpg", failures=n, error=f"broken {n}") for n in (1, 2)]
 SPOT_QUOTA = "spotInstanceCountLimitExceeded: Max spot instance count exceeded"
 EMPTY = "launchSpecTemporarilyBlacklisted: g5.xlarge: There is no Spot capacity available that matches your request"
@@ -154,6 +160,19 @@ DRY = "allLaunchSpecsTemporarilyBlacklisted: Several attempts to launch instance
             "iamFleetRoleInvalid",
         ),
         ("what was refused matters no more", look(*FOUR, spot=Market(requested=4, refusals=[DRY])), "starting", ""),
+        (
+            "machines of no use",
+            look(*YOUNG, last=last(f"4 units needed; {NO_USE}")),
+            "no-use",
+            "the last 3 Spot machines",
+        ),
+        (
+            "one on trial that has joined",
+            look(*FOUR, last=last(f"4 units needed; {NO_USE}")),
+            "no-use",
+            "i-7, i-8, i-9",
+        ),
+        ("others work, and are enough", look(*FOUR, running=4, last=last(NO_USE)), None, ""),
         ("instances without a GPU", look(*BLIND), "no-gpu", "i-0, i-1, i-2, i-3"),
         ("instances that do not join", look(*OLD), "not-joining", "for 11 min"),
         ("instances that boot", look(*YOUNG), "booting", "4 instances launched 1 min ago"),
@@ -267,10 +286,11 @@ def test_the_chain_is_told_from_its_beginning():
     mended = [
         {"ingest": None},
         {"minute": True},
-        {"last": last("4 units needed; 9 units of work meet the limit of 4")},
+        {"last": last(f"4 units needed; 9 units of work meet the limit of 4; {NO_USE}")},
         {"spot": Market(requested=20, refusals=["iamFleetRoleInvalid", EMPTY, DRY])},
         {"spot": Market(requested=20, refusals=["iamFleetRoleInvalid"])},
         {"spot": Market(requested=20)},
+        {"last": last("4 units needed; 9 units of work meet the limit of 4")},
         {"machines": OLD},
         {"machines": YOUNG},
         {"machines": []},
@@ -291,7 +311,7 @@ def test_the_chain_is_told_from_its_beginning():
 
     assert obstacle(wrong) is None
     assert names == [
-        *("ingest", "paused", "pass", "quota", "capacity", "refused", "no-gpu", "not-joining", "booting"),
+        *("ingest", "paused", "pass", "quota", "capacity", "refused", "no-use", "no-gpu", "not-joining", "booting"),
         *("spot-only", "launching", "image", "does-not-fit", "worker", "poison", "limit", "starting"),
     ]
     assert len(names) == len(CHAIN) - 1, "a pass that fails is looked for twice"
@@ -349,6 +369,25 @@ def test_what_today_cost_counts_from_midnight_and_not_what_is_not_known():
     assert (work([yesterday], NOON).today, work([yesterday], NOON).cost_usd) == (0, None)
     found = work([yesterday, *today], NOON)
     assert (found.today, found.cost_usd, found.gpu_seconds) == (3, 0.75, 12)
+
+
+def test_what_a_benchmark_withdrew_has_not_failed_and_was_not_done(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"a photo")
+    with mock_aws():
+        stage = Stage()
+        stage.bench([tmp_path / "photo.jpg"]).run()
+        jobs = [*stage.jobs().values()]
+
+    found = work(jobs, stage.now)
+
+    done = sum(job["state"] == "SUCCEEDED" for job in jobs)
+    assert found.withdrawn == len(jobs) - done > 0
+    assert found.states == {"SUCCEEDED": done}
+    assert (found.today, found.per_minute) == (0, None), "those that were done do not say when, here"
+    failed = work([*jobs, record("FAILED", error="cannot be decoded")], stage.now)
+    assert failed.states == {"SUCCEEDED": done, "FAILED": 1}
+    said = "\n".join(report(work=found).text())
+    assert f"jobs      {done} SUCCEEDED, {found.withdrawn} withdrawn by bench" in said
 
 
 def test_spending_is_held_against_what_the_same_instances_cost_on_demand():
