@@ -178,21 +178,32 @@ class Batch(Service):
 
     @plays("status", "jobDefinitionName", "maxResults", "nextToken")
     def describe_job_definitions(self, call: Call) -> Mapping[str, Any]:
-        """The active revisions."""
-        name = call.params.get("jobDefinitionName")
-        found = [one for one in self.keeper.definitions.values() if name in (None, one.asked["jobDefinitionName"])]
+        """All revisions, unless a status is named: AWS shows one that was deregistered for 180 days more."""
+        name, status = call.params.get("jobDefinitionName"), call.params.get("status")
         return {
             "jobDefinitions": [
                 {
-                    "jobDefinitionName": one.asked["jobDefinitionName"],
+                    "jobDefinitionName": one.name,
                     "jobDefinitionArn": one.arn,
-                    "revision": int(one.arn.rpartition(":")[2]),
-                    "status": "ACTIVE",
+                    "revision": one.revision,
+                    "status": one.status,
                     "type": "container",
+                    "tags": dict(one.asked.get("tags", {})),
                 }
-                for one in found
+                for one in self.keeper.definitions.values()
+                if name in (None, one.name) and status in (None, one.status)
             ]
         }
+
+    @plays("jobDefinition")
+    def deregister_job_definition(self, call: Call) -> Mapping[str, Any]:
+        """Of an ARN or name:revision."""
+        short = call.params["jobDefinition"].rpartition("/")[2]
+        for one in self.keeper.definitions.values():
+            if short == f"{one.name}:{one.revision}":
+                self.keeper.deregister(one)
+                return {}
+        raise Fault("ClientException", f"JobDefinition {short} not found.")
 
     def _queue(self, name: str) -> Queue:
         for queue in self.keeper.queues.values():
@@ -201,10 +212,10 @@ class Batch(Service):
         raise Fault("ClientException", f"JobQueue {name} not found.")
 
     def _definition(self, name: str) -> Definition:
-        """Of an ARN, name:revision or name, which is its newest."""
+        """Of an ARN, name:revision or name, which is its newest; active."""
         short = name.rpartition("/")[2]
-        found = [one for one in self.keeper.definitions.values() if one.arn.rpartition("/")[2] == short]
-        found += [one for one in self.keeper.definitions.values() if one.asked["jobDefinitionName"] == short]
+        active = [one for one in self.keeper.definitions.values() if one.status == "ACTIVE"]
+        found = [one for one in active if short in (one.name, f"{one.name}:{one.revision}")]
         if not found:
             raise Fault("ClientException", f"JobDefinition {name} not found.")
         return found[-1]
@@ -460,16 +471,22 @@ class QueueResource(Kind):
 
 
 class DefinitionResource(Kind):
-    """AWS::Batch::JobDefinition: every change is another revision, and the one before is deregistered."""
+    """AWS::Batch::JobDefinition: every change is another revision, and the one before is deregistered unless it is said
+    otherwise.
+    """
 
     _played = words(
-        "JobDefinitionName Type PlatformCapabilities ContainerProperties RetryStrategy Timeout PropagateTags Tags"
+        "JobDefinitionName Type PlatformCapabilities ContainerProperties RetryStrategy Timeout PropagateTags Tags "
+        "ResourceRetentionPolicy"
     )
 
     def create(self, logical_id: str, properties: dict[str, Any], stack: str) -> tuple[str, dict[str, Any]]:
         """RegisterJobDefinition."""
         refuse_unplayed("AWS::Batch::JobDefinition", properties, set(self._played), {})
         given = {"JobDefinitionName": self._new(logical_id), **properties}
+        # CloudFormation's own: Batch knows nothing of it.
+        policy = given.pop("ResourceRetentionPolicy", {})
+        refuse_unplayed("ResourceRetentionPolicy", policy, {"SkipDeregisterOnUpdate"}, {})
         asked = valid_input("batch", "RegisterJobDefinition", given)
         if (asked["type"], asked.get("platformCapabilities")) != ("container", ["EC2"]):
             raise NotPlayed("the local cloud plays job definitions of one container, on EC2")
@@ -479,7 +496,12 @@ class DefinitionResource(Kind):
             task = self._service.ecs.perform("RegisterTaskDefinition", _task(name, asked["containerProperties"]))
             definition = task["taskDefinition"]["taskDefinitionArn"]
             revision = definition.rpartition(":")[2]
-            made = Definition(arn("job-definition", f"{name}:{revision}"), json.loads(json.dumps(asked)), definition)
+            made = Definition(
+                arn("job-definition", f"{name}:{revision}"),
+                json.loads(json.dumps(asked)),
+                definition,
+                leaves_earlier=str(policy.get("SkipDeregisterOnUpdate", "false")).lower() == "true",
+            )
             self._keeper.definitions[made.arn] = made
         return made.arn, {"JobDefinitionArn": made.arn}
 
@@ -491,10 +513,16 @@ class DefinitionResource(Kind):
         return self.create("", {"JobDefinitionName": name, **new}, stack)
 
     def delete(self, physical_id: str, properties: dict[str, Any]) -> None:
-        """DeregisterJobDefinition. What was submitted with it goes on."""
+        """DeregisterJobDefinition, unless an update is to leave it. What earlier updates left stays: AWS does not say
+        whether CloudFormation takes it too when the stack goes.
+        """
         with self._world.lock:
-            if definition := self._keeper.definitions.pop(physical_id, None):
-                self._keeper.retire(definition)
+            definition = self._keeper.definitions.get(physical_id)
+            if definition is None:
+                return
+            newest = [one for one in self._keeper.definitions.values() if one.name == definition.name][-1]
+            if newest is definition or not newest.leaves_earlier:
+                self._keeper.deregister(definition)
 
     def _refuse(self, asked: Mapping[str, Any]) -> None:
         container = asked["containerProperties"]

@@ -24,7 +24,7 @@ def arn(kind: str, name: str) -> str:
     return f"arn:aws:batch:{REGION}:{ACCOUNT}:{kind}/{name}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Definition:
     """One revision of a job definition."""
 
@@ -33,6 +33,20 @@ class Definition:
     """As RegisterJobDefinition got it."""
     task_definition: str
     """Of ECS."""
+    leaves_earlier: bool = False
+    """Whether CloudFormation, which registered it in an update, left the revisions before it as they were."""
+    status: str = "ACTIVE"
+    """Or INACTIVE: deregistered."""
+
+    @property
+    def name(self) -> str:
+        """What all its revisions are called."""
+        return str(self.asked["jobDefinitionName"])
+
+    @property
+    def revision(self) -> int:
+        """Counted from 1."""
+        return int(self.arn.rpartition(":")[2])
 
     @property
     def needs(self) -> Mapping[str, int]:

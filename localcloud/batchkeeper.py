@@ -35,6 +35,8 @@ mkdir -p /etc/ecs
 echo ECS_CLUSTER={cluster} >> /etc/ecs/ecs.config
 """
 """What Batch adds to an instance. It is not documented to let the log driver use the execution role: so it does not."""
+UNKNOWN = "NotPlayed: its job definition was deregistered while it waited, and AWS does not say what follows"
+"""Why a job has failed that may do so on AWS, or wait for ever, or run."""
 
 
 class Keeper:
@@ -45,10 +47,9 @@ class Keeper:
         self.environments: dict[str, Environment] = {}
         self.queues: dict[str, Queue] = {}
         self.definitions: dict[str, Definition] = {}
-        """Those that are active; by ARN like the others."""
+        """By ARN like the others; in the order of their registration."""
         self.jobs: dict[str, Job] = {}
         """By id, children not among them."""
-        self._retired: list[Definition] = []
         self._ecs, self._instances = ecs, instances
         self._next_look = self.world.now()
         self.world.every_heartbeat(self.step)
@@ -100,26 +101,24 @@ class Keeper:
         if now < self._next_look:
             return
         self._next_look = self._in(LOOK_SECONDS)
+        self._refuse_unknown()
         waiting = self._place()
         self._grow(waiting, now)
-        self._forget()
         for environment in self.environments.values():
             self._shrink(environment, now)
 
-    def retire(self, definition: Definition) -> None:
-        """Give up a job definition once all that was submitted with it is over.
+    def deregister(self, definition: Definition) -> None:
+        """Let nothing more be submitted with it. An attempt that runs goes on, as a task of ECS does."""
+        if definition.status == "ACTIVE":
+            definition.status = "INACTIVE"
+            self._ecs.perform("DeregisterTaskDefinition", {"taskDefinition": definition.task_definition})
 
-        AWS does not say what becomes of jobs that wait with one that was deregistered; this is what its users count on.
-        """
-        self._retired.append(definition)
-        self._forget()
-
-    def _forget(self) -> None:
-        open_jobs = [one for job in self.jobs.values() for one in job.each if one.status not in ENDED]
-        for definition in self._retired[:]:
-            if not any(job.definition is definition for job in open_jobs):
-                self._retired.remove(definition)
-                self._ecs.perform("DeregisterTaskDefinition", {"taskDefinition": definition.task_definition})
+    def _refuse_unknown(self) -> None:
+        """Fail what waits with a job definition that was deregistered: AWS does not say what becomes of it."""
+        for job in self._runnable():
+            if job.definition.status != "ACTIVE":
+                self.world.note("fault", job.id, definition=job.definition.arn)
+                self._over(job, "FAILED", UNKNOWN)
 
     # Jobs
 

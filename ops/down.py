@@ -80,7 +80,7 @@ class Down:
             yield f"stack {self._name} in {self._account.region} is deleted already; this is what may be left of it"
         else:
             yield f"stack {self._name} in {self._account.region}: {len(self._listed())} resources"
-        for thing in self._remains.instances():
+        for thing in (*self._remains.instances(), *self._found("job definitions", self._remains.definitions)):
             yield f"goes: {thing}"
         data, unseen = self._data()
         titles = {(kind, kind.name(one.id)): one.title for kind in KINDS for one in self._remains.of(kind.type)}
@@ -131,7 +131,7 @@ class Down:
             but = " but those named above" if any(kind is QUEUE for kind, _, _ in keeping) else ""
             self._say(
                 f"proved: of {self._name} there is no instance, Spot Fleet, Auto Scaling group, network interface, log "
-                f"group or queue{but}"
+                f"group, job definition or queue{but}"
             )
         return look.clean
 

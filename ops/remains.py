@@ -88,6 +88,7 @@ class Remains:
         add("Auto Scaling groups", self.groups)
         add("network interfaces", self._interfaces)
         add("log groups", self._log_groups)
+        add("job definitions", self.definitions)
         for kind in KINDS:
             add(f"{kind.noun}s", partial(held, kind))
         return seen
@@ -103,6 +104,9 @@ class Remains:
                 AutoScalingGroupName=names[0], ForceDelete=True
             ),
             "log group": lambda names: self._account.client("logs").delete_log_group(logGroupName=names[0]),
+            "job definition": lambda names: self._account.client("batch").deregister_job_definition(
+                jobDefinition=names[0]
+            ),
         }
         strays = [thing for thing in things if not thing.leaving]
         refused: dict[str, str] = {}
@@ -159,6 +163,19 @@ class Remains:
             )
             for one in found
             if one["AutoScalingGroupName"] in names or self._is_tagged(one)
+        ]
+
+    def definitions(self) -> list[Thing]:
+        """Active revisions of the stack's job definitions: an update leaves those that jobs may wait with."""
+        # CloudFormation calls one by its ARN, or by its name.
+        names = {one.id.rpartition("/")[2].partition(":")[0] for one in self.of("AWS::Batch::JobDefinition")}
+        if not names:
+            return []
+        found = self._account.all("batch", "describe_job_definitions", "jobDefinitions", status="ACTIVE")
+        return [
+            Thing("job definition", f"{one['jobDefinitionName']}:{one['revision']}", one["status"])
+            for one in found
+            if one["jobDefinitionName"] in names or one.get("tags", {}).get(STACK_TAG) == self._stack
         ]
 
     def own(self, kind: Kind) -> set[str]:

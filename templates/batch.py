@@ -220,6 +220,8 @@ def _definitions(
                 RetryStrategy=_retries(settings),
                 Timeout=batch.Timeout(AttemptDurationSeconds=_attempt_seconds(settings)),
                 PropagateTags=True,
+                # AWS does not say what becomes of a job that waits with a revision that was deregistered.
+                ResourceRetentionPolicy=batch.ResourceRetentionPolicy(SkipDeregisterOnUpdate=True),
                 Tags=as_mapping(settings),
             )
         )

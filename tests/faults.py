@@ -266,6 +266,7 @@ FAULTS = [
     Fault("rules", "a job that ends with its machine", "would be lost", lambda t: p(t, "DefaultJob")["RetryStrategy"].update(EvaluateOnExit=[{"Action": "EXIT", "OnReason": "*"}]), of="batch"),
     Fault("rules", "a job of one attempt", "Attempts must be above 1", lambda t: put(p(t, "DefaultJob")["RetryStrategy"], Attempts=1), of="batch"),
     Fault("rules", "a rejected input that is tried again", "exit code 3 must end the job", lambda t: p(t, "DefaultJob")["RetryStrategy"]["EvaluateOnExit"].pop(2), of="batch"),
+    Fault("rules", "a job whose definition an update takes away", "SkipDeregisterOnUpdate must be true", lambda t: put(p(t, "DefaultJob")["ResourceRetentionPolicy"], SkipDeregisterOnUpdate=False), of="batch"),
     Fault("rules", "a job without an end", "no Timeout", lambda t: drop(p(t, "DefaultJob"), "Timeout"), of="batch"),
     Fault("rules", "a job that Batch ends first", "above SPINDRIFT_JOB_SECONDS", lambda t: put(p(t, "DefaultJob")["Timeout"], AttemptDurationSeconds=900), of="batch"),
     Fault("rules", "a job without a GPU", "asks for no GPU", lambda t: p(t, "DefaultJob")["ContainerProperties"]["ResourceRequirements"].pop(), of="batch"),

@@ -1,5 +1,8 @@
 """An account on moto for tests of the capacity Lambda: what every profile has, and what moto lacks."""
 
+from collections import Counter
+from functools import cache
+
 import boto3
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.spot_requests import SpotInstanceRequest
@@ -8,8 +11,35 @@ from moto.ecs.models import ecs_backends
 from capacity.account import STACK_TAG
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
-SESSION = boto3.Session(region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")
-"""One for all tests: reading the models of the services takes longer than the tests."""
+
+
+class Session:
+    """A boto3 session that makes each client once: to make those of one account anew takes longer than most tests.
+
+    Only the Lambda's clients are configured: `calls` counts what they ask.
+    """
+
+    def __init__(self):
+        self._own = boto3.Session(region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")
+        self.calls = Counter()
+
+    @cache  # noqa: B019 - there is one, for as long as there are tests
+    def client(self, service, config=None):
+        return self._counted(self._own.client(service, config=config), config)
+
+    @cache  # noqa: B019
+    def resource(self, service, config=None):
+        made = self._own.resource(service, config=config)
+        self._counted(made.meta.client, config)
+        return made
+
+    def _counted(self, client, config):
+        if config:
+            client.meta.events.register("before-call", lambda model, **_: self.calls.update([model.name]))
+        return client
+
+
+SESSION = Session()
 IMAGE = "ami-12c6146b"
 
 

@@ -1,6 +1,7 @@
 """The stack `batch` by the stock command line: deployed, given work, interrupted, changed, deleted; and its commands."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,11 @@ def deploy(cloud: Laptop, template: Path, image: str = f"{REGISTRY}/{IMAGE}") ->
 def here(cloud: Laptop) -> dict[str, list[str]]:
     """What there is of Batch's."""
     batch = client(cloud, "batch")
-    return {kind: [one[key] for one in getattr(batch, name)()[listed]] for kind, (name, listed, key) in BATCH.items()}
+    asked = {"definitions": {"status": "ACTIVE"}}
+    return {
+        kind: [one[key] for one in getattr(batch, name)(**asked.get(kind, {}))[listed]]
+        for kind, (name, listed, key) in BATCH.items()
+    }
 
 
 def run(*words: str) -> Any:
@@ -239,7 +244,8 @@ def test_arrays_have_their_limits_and_failures_their_reasons(
     assert {one["succeeded"] for one in told(*before, *after)} == {3, 0}
     assert stored(cloud, ids["ResultsBucket"]) == results
     described = client(cloud, "batch").describe_jobs(jobs=[*before, *after])["jobs"]
-    assert len({one["jobDefinition"] for one in described}) == 2
+    revisions = {one["jobDefinition"] for one in described}
+    assert len(revisions) == 2 and revisions == set(here(cloud)["definitions"])
 
     done = run("submit", "--stack", "mine", "--prefix", "nothing/")
     assert (done.exit_code, done.output) == (1, f"nothing in s3://{ids['UploadsBucket']} begins with 'nothing/'\n")
@@ -258,6 +264,7 @@ def test_arrays_have_their_limits_and_failures_their_reasons(
     assert "mine" in _stacks(cloud)
     code, said = take_down("mine", "--end-jobs")
     assert (code, "of Batch is told to end" in said, "proved: of mine" in said) == (0, True, True), said
+    assert {one.rpartition("/")[2] for one in revisions} == set(re.findall(r"goes: job definition (\S+) ", said))
     assert here(cloud) == {kind: [] for kind in BATCH}
     assert not _running(cloud)
     assert f"kept: bucket {ids['ResultsBucket']} (holds objects)" in said

@@ -2,7 +2,7 @@
 
 import pytest
 
-from localcloud import batch
+from localcloud import batch, wire
 from localcloud.batchjobs import Definition, Job, is_tried_again
 from localcloud.ecs import Ecs
 from localcloud.formation import NotPlayed
@@ -270,7 +270,21 @@ class Played:
         return {name: self.settled(one) for name, one in value.items()}
 
     def ask(self, operation, **params):
-        return self.batch.answer(Call(operation, params, "operator"))
+        answer = self.batch.answer(Call(operation, params, "operator"))
+        wire.hold_to_model(wire.model("batch").operation_model(operation), answer)
+        return answer
+
+    def update(self, title, **changes):
+        """As CloudFormation does it: another revision, then the clean-up of the earlier one. Its ARN."""
+        kind, earlier = self.kinds["AWS::Batch::JobDefinition"], self.ids[title]
+        old = self.settled(properties(title))
+        self.ids[title], _ = kind.update(earlier, old, {**old, **changes}, "mine")
+        kind.delete(earlier, old)
+        return earlier
+
+    def active(self):
+        found = self.ask("DescribeJobDefinitions", status="ACTIVE")["jobDefinitions"]
+        return {one["jobDefinitionArn"] for one in found}
 
     def submit(self, size, title="Default"):
         given = {"jobQueue": self.ids[f"{title}Queue"], "jobDefinition": self.ids[f"{title}Job"]}
@@ -332,6 +346,51 @@ def test_nothing_is_bought_for_nothing(played):
     assert cloud.bought("spot") == 0
 
 
+LONGER = {"Timeout": {"AttemptDurationSeconds": 40_000}}
+
+
+def test_what_waits_keeps_its_job_definition_when_an_update_brings_another(played):
+    cloud = played(SMALL)
+    job = cloud.submit(2)
+    earlier = cloud.update("DefaultJob", **LONGER)
+    cloud.cloud.world.advance(60)
+
+    [seen] = cloud.ask("DescribeJobs", jobs=[job])["jobs"]
+    assert (seen["jobDefinition"], seen["arrayProperties"]["statusSummary"]["RUNNABLE"]) == (earlier, 2)
+    assert cloud.active() == {earlier, cloud.ids["DefaultJob"]}
+    later = cloud.submit(2)
+    assert cloud.ask("DescribeJobs", jobs=[later])["jobs"][0]["jobDefinition"] == cloud.ids["DefaultJob"]
+
+    cloud.kinds["AWS::Batch::JobDefinition"].delete(cloud.ids["DefaultJob"], {})
+    assert cloud.active() == {earlier}, "CloudFormation does not know of it any more"
+
+
+def test_the_local_cloud_does_not_make_up_what_becomes_of_a_job_whose_definition_is_taken_away(played):
+    cloud = played(SMALL)
+    job = cloud.submit(2)
+    earlier = cloud.update("DefaultJob", ResourceRetentionPolicy={"SkipDeregisterOnUpdate": False})
+    cloud.cloud.world.advance(60)
+
+    assert cloud.active() == {cloud.ids["DefaultJob"]}
+    [child] = cloud.ask("DescribeJobs", jobs=[f"{job}:1"])["jobs"]
+    assert (child["status"], "AWS does not say" in child["statusReason"]) == ("FAILED", True)
+    assert {one["subject"] for one in cloud.cloud.world.diary("fault")} == {f"{job}:0", f"{job}:1"}
+    with pytest.raises(Fault, match="not found"):
+        cloud.ask("SubmitJob", jobName="j", jobQueue=cloud.ids["DefaultQueue"], jobDefinition=earlier)
+
+
+def test_a_job_definition_that_was_deregistered_is_still_shown(played):
+    cloud = played(SMALL)
+    arn = cloud.ids["DefaultJob"]
+    cloud.ask("DeregisterJobDefinition", jobDefinition=arn.rpartition("/")[2])
+
+    [seen] = cloud.ask("DescribeJobDefinitions")["jobDefinitions"]
+    assert (seen["jobDefinitionArn"], seen["status"], cloud.active()) == (arn, "INACTIVE", set())
+    assert seen["tags"]["spindrift:stack"] == "AWS::StackName"
+    with pytest.raises(Fault, match="not found"):
+        cloud.ask("DeregisterJobDefinition", jobDefinition="nobody:1")
+
+
 @pytest.mark.parametrize("size", [1, 10_001])
 def test_an_array_has_two_to_ten_thousand_children(played, size):
     with pytest.raises(Fault, match="Array size"):
@@ -350,6 +409,7 @@ def test_an_array_has_two_to_ten_thousand_children(played, size):
         ("DefaultQueue", lambda one: one.update(SchedulingPolicyArn="arn"), "SchedulingPolicyArn"),
         ("DefaultQueue", lambda one: one["ComputeEnvironmentOrder"][0].update(ComputeEnvironment="arn"), "no compute"),
         ("DefaultJob", lambda one: one.update(SchedulingPriority=3), "SchedulingPriority"),
+        ("DefaultJob", lambda one: one["ResourceRetentionPolicy"].update(Keep=3), "Keep"),
         ("DefaultJob", lambda one: one["ContainerProperties"].update(Privileged=True), "privileged"),
         ("DefaultJob", lambda one: one["RetryStrategy"].update(Attempts=11), "1 to 10 attempts"),
         ("DefaultJob", lambda one: one["Timeout"].update(AttemptDurationSeconds=59), "60 seconds"),

@@ -26,7 +26,7 @@ SPEED = 10
 AWS = PROJECT / ".venv-aws" / "bin"
 
 
-def template(description: str = "Spindrift: a small one") -> str:
+def template(description: str = "Spindrift: a small one", job_seconds: int = 60) -> str:
     """One of each kind that stays, and of each that must be proved gone but needs no machines."""
     tags = {"Tags": [{"Key": "spindrift:stack", "Value": {"Ref": "AWS::StackName"}}]}
     key = {
@@ -41,6 +41,16 @@ def template(description: str = "Spindrift: a small one") -> str:
     }
     versioned = {"VersioningConfiguration": {"Status": "Enabled"}}
     vpc = {"VpcId": {"Ref": "Vpc"}}
+    needs = [{"Type": kind, "Value": "1024"} for kind in ("VCPU", "MEMORY")]
+    job = {
+        "JobDefinitionName": {"Fn::Sub": "${AWS::StackName}-default"},
+        "Type": "container",
+        "PlatformCapabilities": ["EC2"],
+        "ContainerProperties": {"Image": "a/worker", "ResourceRequirements": needs},
+        "Timeout": {"AttemptDurationSeconds": job_seconds},
+        "ResourceRetentionPolicy": {"SkipDeregisterOnUpdate": True},
+        "Tags": {"spindrift:stack": {"Ref": "AWS::StackName"}},
+    }
     resources = {
         "DefaultJobs": {"Type": "AWS::SQS::Queue", **kept, "Properties": tags},
         "DeadLetter": {"Type": "AWS::SQS::Queue", **kept, "Properties": tags},
@@ -49,6 +59,7 @@ def template(description: str = "Spindrift: a small one") -> str:
         "JobsTable": {"Type": "AWS::DynamoDB::Table", **kept, "Properties": {**table, **tags}},
         "Key": {"Type": "AWS::KMS::Key", **kept, "Properties": {"KeyPolicy": key, **tags}},
         "WorkerLogs": {"Type": "AWS::Logs::LogGroup", "Properties": {"RetentionInDays": 7, **tags}},
+        "DefaultJob": {"Type": "AWS::Batch::JobDefinition", "Properties": job},
         "Vpc": {"Type": "AWS::EC2::VPC", "Properties": {"CidrBlock": "10.7.0.0/16", **tags}},
         "WorkerSecurityGroup": {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupDescription": "its", **vpc}},
     }
@@ -237,6 +248,65 @@ def test_network_interfaces_are_found_in_our_vpc_and_by_our_security_groups(monk
     assert look.unseen == {}
 
 
+def revised(cloud: Laptop, name: str) -> None:
+    """A small stack whose job definition is in its second revision."""
+    deploy(cloud, name)
+    cloudformation = cloud.client("cloudformation")
+    cloudformation.update_stack(StackName=name, TemplateBody=template(job_seconds=120))
+    cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig={"Delay": 1})
+
+
+def definitions(cloud: Laptop, name: str) -> set[str]:
+    """Active ones of the stacks whose names begin so."""
+    found = cloud.client("batch").describe_job_definitions(status="ACTIVE")["jobDefinitions"]
+    names = {f"{one['jobDefinitionName']}:{one['revision']}" for one in found}
+    return {one for one in names if one.startswith(name)}
+
+
+def test_job_definitions_that_an_update_left_are_deregistered(cloud):
+    revised(cloud, "revised")
+    deploy(cloud, "revised-next")
+    assert definitions(cloud, "revised") == {"revised-default:1", "revised-default:2", "revised-next-default:1"}
+
+    code, said = take_down(cloud, "revised")
+
+    assert (code, definitions(cloud, "revised")) == (0, {"revised-next-default:1"})
+    told = set(re.findall(r"goes: (job definition .*)", said))
+    assert told == {f"job definition revised-default:{number} (ACTIVE)" for number in (1, 2)}
+
+
+def test_job_definitions_that_cloudformation_left_are_deregistered_after_it(cloud):
+    revised(cloud, "forsaken")
+    cloudformation = cloud.client("cloudformation")
+    cloudformation.delete_stack(StackName="forsaken")
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName="forsaken", WaiterConfig={"Delay": 1})
+    assert definitions(cloud, "forsaken") == {"forsaken-default:1"}
+
+    code, said = take_down(cloud, "forsaken")
+
+    assert (code, definitions(cloud, "forsaken")) == (0, set())
+    assert re.findall(r"goes: (job definition .*)", said) == ["job definition forsaken-default:1 (ACTIVE)"]
+
+
+@mock_aws
+def test_job_definitions_are_found_by_the_name_that_the_stack_knows_and_by_the_tag(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    batch = boto3.client("batch")
+    container = {"image": "a/worker", "vcpus": 1, "memory": 1024}
+    for name, its in (("any-here", {}), ("any-gone", {"spindrift:stack": "any"}), ("other-here", {"team": "any"})):
+        batch.register_job_definition(jobDefinitionName=name, type="container", containerProperties=container, tags=its)
+    # As the physical id of a job definition may be: its name instead of the ARN of a revision.
+    remains = Remains(Account(), "any", [Resource("Here", "AWS::Batch::JobDefinition", "any-here")])
+
+    found = remains.look(keeping=[], removed=[]).things
+    refused = remains.end(found)
+
+    assert ({thing.name for thing in found}, refused) == ({"any-here:1", "any-gone:1"}, {})
+    left = batch.describe_job_definitions(status="ACTIVE")["jobDefinitions"]
+    assert {one["jobDefinitionName"] for one in left} == {"other-here"}
+
+
 def test_a_log_group_that_came_back_is_deleted(cloud):
     made = deploy(cloud, "logged")
     logs = cloud.client("logs")
@@ -253,7 +323,9 @@ def test_a_log_group_that_came_back_is_deleted(cloud):
     }
 
 
-@pytest.mark.parametrize("action", ["ec2:DescribeNetworkInterfaces", "tag:GetResources", "sqs:GetQueueUrl"])
+@pytest.mark.parametrize(
+    "action", ["ec2:DescribeNetworkInterfaces", "tag:GetResources", "sqs:GetQueueUrl", "batch:DescribeJobDefinitions"]
+)
 def test_what_could_not_be_looked_at_is_not_taken_for_nothing(cloud, action):
     name = action.partition(":")[0]
     deploy(cloud, f"hidden-{name}")

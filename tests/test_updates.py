@@ -151,6 +151,9 @@ What the same settings make anew there; everything else changes in place, and bu
 - **the recipe**: the next image is baked from it. The images that there are stay as they are.
 - **the environments**: jobs that run on Batch's old machines are tried again on the new ones. For any other change Batch
   renews its machines in place, each when its jobs are done. A queue that leaves the settings goes with all its jobs.
+- **the jobs**: what changes them (the worker's image, its settings) is another revision of the job definition; the ones
+  before it stay active. Jobs that were submitted before go on with the image and the settings of that time, so delete
+  neither that image nor `worker.shared_files` while any wait. `python build.py down` deregisters every revision.
 
 | stack | setting or parameter | made anew |
 |---|---|---|

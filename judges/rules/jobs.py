@@ -75,6 +75,15 @@ def _fits(pattern: str, text: str) -> bool:
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
 
 
+def waiting_jobs_keep_their_definition(stack: Stack) -> Iterator[Objection]:
+    """CloudFormation deregisters the revision that an update replaces, unless it is told not to; AWS does not say what
+    becomes of jobs that wait with it.
+    """
+    for title, properties in stack.of("Batch::JobDefinition"):
+        if properties.get("ResourceRetentionPolicy", {}).get("SkipDeregisterOnUpdate") is not True:
+            yield title, "SkipDeregisterOnUpdate must be true: jobs wait with the revision that an update replaces"
+
+
 def time_is_up_for_the_worker_first(stack: Stack) -> Iterator[Objection]:
     """Its own limit is a failure that is tried again; Batch's is the end of the job."""
     for title, properties in stack.of("Batch::JobDefinition"):
@@ -114,6 +123,7 @@ RULES: tuple[Rule, ...] = (
     environments_are_renewed_in_place,
     environments_buy_gpus,
     lost_machines_are_tried_again,
+    waiting_jobs_keep_their_definition,
     time_is_up_for_the_worker_first,
     jobs_get_a_gpu_and_no_host,
     jobs_mount_shared_files_as_themselves,
