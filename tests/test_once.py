@@ -176,6 +176,34 @@ def test_one_told_to_stop_keeps_its_checkpoint_and_the_next_attempt_goes_on(benc
     assert not [key for key in bench.stored() if key.startswith(".checkpoints")], "the job is over"
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_is_done_waits_for_s3_until_it_is_told_to_stop(bench, comes_back):
+    [job_id] = handed_in(bench, b"nothing")
+    trouble = bench.folder / "trouble"
+    trouble.touch()
+    (bench.folder / "sitecustomize.py").write_text(
+        f"""
+import os
+from gpu_worker.cloud import Cloud, Trouble
+upload = Cloud.upload
+def try_to_upload(*told):
+    if os.path.exists({str(trouble)!r}): raise Trouble("upload: SlowDown")
+    return upload(*told)
+Cloud.upload = try_to_upload
+"""
+    )
+    with started(bench, PYTHONPATH=f"{bench.folder}:{bench.env()['PYTHONPATH']}") as process:
+        until(lambda: sum("SlowDown" in line.get("error", "") for line in process.said()) > 1)
+        if comes_back:
+            trouble.unlink()
+        else:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == (0 if comes_back else 4)
+
+    assert bench.diary.read_text() == "nothing\n"
+    assert (results(bench), reasons(bench)) == ([f"in/0.txt/{job_id}/done"] * comes_back, {})
+
+
 def test_one_that_is_told_to_stop_while_it_loads_is_no_failure(bench):
     handed_in(bench, b"one")
     (bench.folder / "heavy.py").write_text(

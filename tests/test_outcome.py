@@ -1,17 +1,20 @@
 """What becomes of a job, decided without a cloud: outcomes, leases, the last minutes, where results go."""
 
 import json
+import re
 from dataclasses import asdict
 from datetime import timedelta
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from lambdas_make import EVENTS, sample
 from moto import mock_aws
 from worker_make import NOON, ecs
 
+from gpu_worker.cloud import GONE, LostLease, Refused, Trouble, asking
 from gpu_worker.handover import LAST_CALL, READY, Doom, Pace, give_back_at
 from gpu_worker.host import Host, Protection, task_arn
 from gpu_worker.intake import AHEAD, free_in, to_take
@@ -28,7 +31,19 @@ from gpu_worker.lease import (
     renew_at,
     when_refused,
 )
-from gpu_worker.outcome import DONE, LONGEST_BACKOFF, NOT_NOW, REJECTED, Finish, Outcome, Reject, Release, Retry, settle
+from gpu_worker.outcome import (
+    DONE,
+    LONGEST_BACKOFF,
+    NOT_NOW,
+    REJECTED,
+    Finish,
+    Outcome,
+    Reject,
+    Rejected,
+    Release,
+    Retry,
+    settle,
+)
 from gpu_worker.settings import BadSettings, Settings
 from gpu_worker.upload import record_of, told_by_s3
 from ingest.cloud import Aws as IngestAws
@@ -291,12 +306,47 @@ TOLD = {"job_id": "j", "bucket": "b", "key": "k", "version": "", "etag": "e", "s
     [
         (TOLD, "is no spindrift.job/1"),
         ({"schema": "spindrift.job/1", **TOLD, "size": "large"}, "is no spindrift.job/1"),
+        ({"schema": "spindrift.job/1", **TOLD, "size": float("inf")}, "is no spindrift.job/1"),
         ({"schema": "spindrift.job/2", **TOLD}, "is of another schema than spindrift.job/1"),
     ],
 )
 def test_a_message_that_is_no_job_is_refused_with_the_reason(told, reason):
     with pytest.raises(NotAJob, match=f"^the message {reason}$"):
         Job.read(json.dumps(told))
+
+
+# What AWS answers.
+
+
+@pytest.mark.parametrize(
+    "code, status, meant",
+    [
+        ("SlowDown", 503, Trouble),
+        ("InternalError", 500, Trouble),
+        ("ConditionalRequestConflict", 409, Trouble),
+        ("ProvisionedThroughputExceededException", 400, Trouble),
+        ("ExpiredToken", 400, Trouble),
+        ("RequestTimeTooSkewed", 403, Trouble),
+        ("InvalidSignatureException", 400, Trouble),
+        ("SignatureDoesNotMatch", 403, Trouble),
+        ("TransactionCanceledException", 400, Trouble),
+        ("AccessDenied", 403, Refused),
+        ("NoSuchBucket", 404, Refused),
+        ("NoSuchKey", 404, Rejected),
+        ("PreconditionFailed", 412, Rejected),
+        ("ConditionalCheckFailedException", 400, LostLease),
+    ],
+)
+def test_only_what_may_pass_is_trouble_and_only_the_upload_s_own_fault_rejects_it(code, status, meant):
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+    with pytest.raises(meant), asking("download", GONE):
+        raise ClientError(answer, "GetObject")
+
+
+def test_a_cloud_that_cannot_be_reached_is_trouble():
+    with pytest.raises(Trouble), asking("download", GONE):
+        raise EndpointConnectionError(endpoint_url="https://s3")
 
 
 # What workers die of.
@@ -486,13 +536,22 @@ def test_a_job_has_the_same_record_whoever_writes_it(name):
     assert {job.job_id: record_of(job, "default", NOON) for job in told_by_s3(sample(name))} == theirs
 
 
-@pytest.mark.parametrize("body", ["", "hello", "[]", "null", "{}", '{"Records": 1}', sample("wake")])
+DEEP = pytest.param("[" * 100_000, id="a hundred thousand brackets")
+
+
+@pytest.mark.parametrize("body", ["", "hello", "[]", "null", "{}", DEEP, '{"Records": 1}', sample("wake")])
 def test_what_is_no_s3_event_is_left_to_others(body):
     assert told_by_s3(body) is None
 
 
 @pytest.mark.parametrize(
-    "body", ['{"Records": [{}]}', '{"Records": [1]}', sample("s3-object-created").replace("lighthouse", "%FF")]
+    "body",
+    [
+        '{"Records": [{}]}',
+        '{"Records": [1]}',
+        sample("s3-object-created").replace("lighthouse", "%FF"),
+        re.sub(r'"size": *[0-9]+', '"size": 1e999', sample("s3-object-created")),
+    ],
 )
 def test_an_s3_event_that_cannot_be_read_is_no_job(body):
     with pytest.raises(NotAJob, match=r"^the message is an S3 event that cannot be read$"):

@@ -12,7 +12,7 @@ from worker_make import NOON
 
 from gpu_worker import parts, sharing, upload
 from gpu_worker.cloud import LostLease
-from gpu_worker.cost import NOTHING
+from gpu_worker.cost import NOTHING, Spent
 from gpu_worker.job import Job, NotAJob
 from gpu_worker.lease import Bury, Drop, Hide, Lease, when_refused
 from gpu_worker.parts import Change, Join, Piece, Work, look, message, parts_of, read, record_of, stitch_of
@@ -58,7 +58,12 @@ def test_a_message_says_which_job_it_is_about(job):
     assert read(message(job)) == job
 
 
-@pytest.mark.parametrize("change", [{"whole": 5}, {"whole": {}}, {"number": "x"}, {"round": None}, {"of": []}])
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    "change", [{"whole": 5}, {"whole": {}}, {"number": "x"}, {"round": None}, {"of": []}, {"of": INF}]
+)
 def test_a_piece_that_cannot_be_read_is_no_job(change):
     with pytest.raises(NotAJob, match=r"^the message (tells of a piece that cannot be read|is no spindrift\.job/1)$"):
         read(json.dumps(json.loads(message(PART)) | change))
@@ -136,17 +141,19 @@ class Cloud:
         return None
 
     def split(self, lease, count, spent):
-        self._write(lease, {"state": "SPLIT", "parts_total": count, "parts_done": 0})
+        self._write(lease, {"state": "SPLIT", "parts_total": count, "parts_done": 0, "spent": spent})
 
     def release(self, lease):
         self._write(lease, {"state": "QUEUED"})
 
     def finish(self, lease, outputs, spent, now, also=None):
-        self._write(lease, {"state": "SUCCEEDED", "outputs": outputs}, also)
+        sets = {"state": "SUCCEEDED", "outputs": outputs, "finished": now.isoformat(), "spent": spent}
+        self._write(lease, sets, also)
 
     def reject(self, lease, reason, spent, now, also=None):
         unburied = {} if isinstance(lease.job, Piece) else {"unburied": lease.job.job_id}
-        self._write(lease, {"state": "FAILED", "error": reason, **unburied}, also)
+        sets = {"state": "FAILED", "error": reason, "finished": now.isoformat(), "spent": spent}
+        self._write(lease, sets | unburied, also)
 
     def remove_parts(self, stitch):
         self.between()
@@ -337,6 +344,56 @@ def test_two_parts_that_fail_are_one_failure_of_the_whole():
 
     assert [sharing.reject(cloud, lease, lease.job, "why", NOTHING, NOON) for lease in leases] == [True, False]
     assert [record["state"] for record in cloud.records.values()] == ["FAILED"] * 3
+
+
+TOOK = Spent(3.0, 0.5)
+THEN = NOON.isoformat()
+
+
+def test_what_a_piece_took_and_came_to_is_in_its_record_and_in_that_of_the_whole():
+    cloud, leases = in_hand(2)
+
+    for lease in leases:
+        sharing.finish(cloud, lease, lease.job, [f"{lease.job.number}"], TOOK, NOON)
+    assert [cloud.records[each.job.job_id]["outputs"] for each in leases] == [["0"], ["1"]]
+    [sent] = {read(body) for body in cloud.queue.values()}
+    cloud.create(sent)
+    sharing.finish(cloud, cloud.claim(sent, lapsed=False), sent, ["all"], TOOK, NOON)
+
+    pieces = [cloud.records[each.job_id] for each in (*(lease.job for lease in leases), sent)]
+    assert [(each["spent"], each["finished"]) for each in pieces] == [(TOOK, THEN)] * 3
+    whole = cloud.records[WHOLE.job_id]
+    assert (whole["state"], whole["outputs"], whole["finished"]) == ("SUCCEEDED", ["all"], THEN)
+
+
+def test_what_a_piece_that_failed_took_and_why_is_in_its_record_whether_it_was_the_first_or_not():
+    cloud, leases = in_hand(2)
+
+    for lease in leases:
+        sharing.reject(cloud, lease, lease.job, "why", TOOK, NOON)
+
+    pieces = [cloud.records[each.job.job_id] for each in leases]
+    assert [(each["error"], each["spent"], each["finished"]) for each in pieces] == [("why", TOOK, THEN)] * 2
+    whole = cloud.records[WHOLE.job_id]
+    assert (whole["error"], whole["finished"]) == ("part 1 of 2: why", THEN)
+
+
+def test_splitting_a_job_took_something_too():
+    cloud = Cloud()
+    cloud.create(WHOLE)
+    lease = cloud.claim(WHOLE, lapsed=False)
+
+    sharing.share(cloud, lease, parts_of(WHOLE, 1, "results", [1] * 2), TOOK)
+
+    assert cloud.records[WHOLE.job_id]["spent"] == TOOK
+
+
+def test_an_echo_of_the_last_part_sends_the_stitch_and_has_no_more_use():
+    cloud, [lease] = in_hand(1)
+    cloud.records[WHOLE.job_id] |= {"parts_done": 1}  # whoever counted it died before it sent the stitch
+
+    assert sharing.wanted(cloud, lease.job) == Drop(succeeded=False)
+    assert [read(body) for body in cloud.queue.values()] == [stitch_of(lease.job)]
 
 
 def test_a_part_of_an_earlier_round_is_not_counted_in_the_next():

@@ -1,9 +1,11 @@
 """What a user brings: a callable or a command, in a process of its own that is bounded and leaves nothing behind."""
 
+import errno
 import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -213,6 +215,77 @@ def test_a_callable_s_helpers_end_with_it(bring, scratch):
     )
     assert "time-out" in run(processor, scratch, timedelta(seconds=1)).error
     until(lambda: not alive((scratch / "pid").read_text()), 2)
+
+
+def test_a_death_is_noticed_though_what_was_forked_holds_the_wire_open(bring, scratch):
+    processor = bring(
+        f"""
+        import os, signal, time
+        from pathlib import Path
+        def process(input, output_dir, job):
+            if pid := os.fork():
+                Path("{scratch}/pid").write_text(str(pid))
+                os.kill(os.getpid(), signal.SIGSEGV)
+            while True:
+                print("still here", flush=True)
+                time.sleep(0.01)
+        """
+    )
+    assert run(processor, scratch).code == -11
+    until(lambda: not alive((scratch / "pid").read_text()), 2)
+
+
+def test_an_answer_is_heard_though_whoever_gave_it_is_dead_by_then(bring, scratch):
+    processor = bring(
+        """
+        import os, threading
+        def process(input, output_dir, job):
+            threading.Timer(0.2, os._exit, [9]).start()
+        """
+    )
+    processor.wait_ready()
+    hear = processor._hear
+
+    def only_output(left):
+        processor._hear = hear
+        return until(lambda: processor._child.poll() == 9) and False
+
+    processor._hear = only_output
+    assert run(processor, scratch) == Outcome(DONE)
+
+
+def test_a_processor_that_cannot_be_started_again_is_no_outcome_of_a_job(bring, scratch, monkeypatch):
+    processor = bring("import os\ndef process(input, output_dir, job): os._exit(9)")
+    assert run(processor, scratch).code == 9
+
+    def full(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", full)
+        with pytest.raises(BadProcessor, match="no process can be started: Resource temporarily unavailable"):
+            run(processor, scratch)
+    assert run(processor, scratch).code == 9
+
+
+def test_one_that_cannot_be_killed_keeps_nobody_waiting_and_gets_a_successor(bring, scratch, monkeypatch, capfd):
+    monkeypatch.setattr("gpu_worker.processor.DYING", 0.1)
+    processor = bring(
+        """
+        import re
+        def process(input, output_dir, job):
+            re.match("(a+)+$", "a" * job["length"] + "b")  # no other thread gets a turn
+        """
+    )
+    stuck = processor._child
+    monkeypatch.setattr(stuck, "kill", lambda: None)
+    try:
+        assert "time-out" in run(processor, scratch, timedelta(seconds=1), length=60).error
+        assert f'"pid": {stuck.pid}' in capfd.readouterr().out
+        assert run(processor, scratch, length=1) == Outcome(DONE)
+        assert stuck.poll() is None
+    finally:
+        os.kill(stuck.pid, signal.SIGKILL)
 
 
 def test_the_child_serves_on_after_a_failure_and_is_replaced_after_its_death(bring, scratch):

@@ -168,8 +168,8 @@ def test_what_others_keep_in_the_same_place_is_let_be(tmp_path):
 
 
 def test_there_is_room_for_what_arrives_and_for_what_is_promised(tmp_path, monkeypatch):
-    Usage = namedtuple("Usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(SPARE + 100))
+    Usage = namedtuple("Usage", "total free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(SPARE + 200, SPARE + 100))
     with Scratch(tmp_path) as scratch:
         with scratch.room_for(30):
             with scratch.room_for(20):
@@ -177,6 +177,10 @@ def test_there_is_room_for_what_arrives_and_for_what_is_promised(tmp_path, monke
             with pytest.raises(NoRoom, match="42 bytes are needed, 40 are free"), scratch.room_for(21):
                 pass
         with scratch.room_for(50):
+            pass
+        with pytest.raises(NoRoom), scratch.room_for(100):
+            pass
+        with pytest.raises(ValueError, match="too small: 202 bytes are needed"), scratch.room_for(101):
             pass
         with pytest.raises(NoRoom), scratch.room_for(51):
             pass

@@ -12,7 +12,7 @@ from io import BytesIO
 import pytest
 from lambdas_make import sample
 from PIL import Image
-from worker_make import ecs, until
+from worker_make import ROOT, ecs, until
 
 from gpu_worker.pipeline import PATIENCE
 
@@ -308,13 +308,66 @@ def in_state(bench, jobs, state):
     return [record for record in map(bench.record, jobs) if record["state"] == state]
 
 
+def disk(total, free):
+    """Code that makes the scratch disk of this size, in bytes."""
+    return (
+        "import shutil; from types import SimpleNamespace\n"
+        f"shutil.disk_usage = lambda _: SimpleNamespace(total={total}, free={free})\n"
+    )
+
+
 def test_an_upload_for_which_there_is_no_room_goes_back_unharmed(bench):
-    huge = bench.job(b"nothing", "huge", size=2**39)
-    with bench.worker(SPINDRIFT_MAX_INPUT_BYTES=str(2**40)) as worker:
-        record = until(lambda: (r := bench.record(huge)).get("releases") and r)
+    large = bench.job(b"nothing", "large", size=2**28)
+    with bench.worker(first=disk(total=2**30, free=2**28)) as worker:
+        record = until(lambda: (r := bench.record(large)).get("releases") and r)
         assert record["state"] == "QUEUED" and "failures" not in record
         until(lambda: any("no room on the scratch disk" in line.get("error", "") for line in worker.said()))
         bench.until_state(bench.job(b"nothing", "small"), "SUCCEEDED")
+
+
+def test_an_upload_for_which_no_disk_of_the_kind_has_room_does_not_come_again_for_ever(bench):
+    huge = bench.job(b"nothing", "huge", size=2**29, failures=2)
+    with bench.worker(first=disk(total=2**30, free=2**30)):
+        assert "the scratch disk is too small" in bench.until_state(huge, "FAILED")["error"]
+
+
+def no_space(flag):
+    """Code to run first: from when the file is there, the disk is full."""
+    return f"""
+import errno, os, pathlib
+def full_or(make):
+    def made(path, *rest, **more):
+        if os.path.exists({str(flag)!r}) and "spindrift-" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(path, *rest, **more)
+    return made
+os.mkdir, pathlib.Path.write_text = full_or(os.mkdir), full_or(pathlib.Path.write_text)
+"""
+
+
+def test_a_disk_that_is_quite_full_holds_up_no_job_longer_than_it_is(bench):
+    full = bench.folder / "full"
+    with bench.worker(first=no_space(full)) as worker:
+        until(lambda: any(line["event"] == "ready" for line in worker.said()))
+        full.touch()
+        job_id = bench.job(b"nothing")
+        until(lambda: bench.record(job_id).get("releases"))
+        full.unlink()
+        record = bench.until_state(job_id, "SUCCEEDED")
+
+    assert not {"failures", "lapses", "crashes"} & set(record)
+
+
+def test_a_job_goes_back_even_if_the_disk_has_no_room_to_tell_its_processor(bench):
+    full = bench.folder / "full"
+    job_id = bench.job(b"sleep 30")
+    with bench.worker(first=no_space(full), SPINDRIFT_STOP_TIMEOUT_SECONDS="30") as worker:
+        until(bench.diary.exists)
+        full.touch()
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+    assert (bench.record(job_id)["state"], bench.record(job_id)["releases"]) == ("QUEUED", 1)
 
 
 def test_an_upload_that_fills_the_disk_since_its_size_lied_goes_back_unharmed(bench):
@@ -398,6 +451,107 @@ def test_a_failed_job_whose_worker_died_before_it_was_buried_is_buried_when_its_
     assert bench.diary.read_text() == "reject\n"
 
 
+def test_a_processor_that_will_not_start_again_costs_no_job_anything_and_its_worker_leaves(bench):
+    broken = bench.folder / "broken"
+    (bench.folder / "fickle.py").write_text(
+        f"""
+import os
+from pathlib import Path
+if Path({str(broken)!r}).exists(): raise RuntimeError("CUDA error: unknown error")
+def process(source, output_dir, job):
+    if source.read_text() == "crash": os._exit(9)
+    (output_dir / "done").touch()
+"""
+    )
+    fickle = {"SPINDRIFT_PROCESSOR": "fickle:process"}
+    fickle["PYTHONPATH"] = os.pathsep.join([bench.env()["PYTHONPATH"], str(bench.folder)])
+    with bench.worker(**fickle) as worker:
+        until(lambda: any(line["event"] == "ready" for line in worker.said()))
+        broken.touch()
+        crash = bench.job(b"crash", "crash", failures=2)
+        bench.until_state(crash, "FAILED")
+        jobs = [bench.job(b"well", f"{n}") for n in range(4)]
+        assert worker.wait(20) == 2
+        assert "CUDA error" in worker.printed()
+    assert not any("failures" in bench.record(each) for each in jobs)
+
+    broken.unlink()
+    with bench.worker(**fickle):
+        for each in jobs:
+            bench.until_state(each, "SUCCEEDED")
+
+
+def test_a_processor_that_is_killed_while_it_starts_again_is_no_reason_to_leave(bench):
+    (bench.folder / "late.py").write_text(
+        f"""
+import os, time
+from pathlib import Path
+if Path({str(bench.diary)!r}).exists(): time.sleep(3)
+def process(source, output_dir, job):
+    Path({str(bench.diary)!r}).touch()
+    if source.read_text() == "crash": os._exit(9)
+    (output_dir / "done").touch()
+"""
+    )
+    late = {"SPINDRIFT_PROCESSOR": "late:process", "SPINDRIFT_LEASE_SECONDS": "3"}
+    late["PYTHONPATH"] = os.pathsep.join([bench.env()["PYTHONPATH"], str(bench.folder)])
+    crash = bench.job(b"crash", "crash", failures=2)
+    with bench.worker(**late) as worker:
+        bench.until_state(crash, "FAILED")
+        taken = bench.job(b"well", "taken")
+        bench.until_state(taken, "RUNNING")
+        bench.write(taken, owner="another", attempts=2, lease_until=int(time.time()) + 600)
+        until(lambda: any(line["event"] == "lost the lease" for line in worker.said()))
+        bench.until_state(bench.job(b"well", "well"), "SUCCEEDED")
+        assert worker.poll() is None
+
+
+def test_what_is_done_is_stored_when_s3_comes_back_and_not_done_again(bench):
+    trouble = bench.folder / "trouble"
+    first = f"""
+import os
+from gpu_worker.cloud import Cloud, Trouble
+upload = Cloud.upload
+def try_to_upload(*told):
+    if os.path.exists({str(trouble)!r}): raise Trouble("upload: SlowDown")
+    return upload(*told)
+Cloud.upload = try_to_upload
+"""
+    trouble.touch()
+    job_id = bench.job(b"nothing")
+    with bench.worker(first=first) as worker:
+        until(lambda: sum("SlowDown" in line.get("error", "") for line in worker.said()) > 1)
+        trouble.unlink()
+        record = bench.until_state(job_id, "SUCCEEDED")
+
+    assert (record["attempts"], bench.diary.read_text()) == (1, "nothing\n")
+
+
+SPLITS = {"SPINDRIFT_PROCESSOR": "wordcount:process", "SPINDRIFT_OPTIONS": '{"lines_per_part": 1}'}
+
+
+@pytest.mark.parametrize("kind", [{}, SPLITS], ids=["results", "parts"])
+def test_what_s3_will_never_take_is_a_failure_with_its_reason(bench, kind):
+    path = os.pathsep.join([bench.env()["PYTHONPATH"], str(ROOT / "ecs-tasks/examples/wordcount")])
+    job_id = bench.job(b"nothing\nnothing", failures=2)
+    with bench.worker(SPINDRIFT_RESULTS_BUCKET=f"{bench.results}-nowhere", PYTHONPATH=path, **kind):
+        assert "NoSuchBucket" in bench.until_state(job_id, "FAILED")["error"]
+
+
+def test_a_doomed_worker_that_cannot_store_gives_the_job_back(bench):
+    job_id = bench.job(b"nothing")
+    never = "from gpu_worker.cloud import Cloud, Trouble\n"
+    never += "def upload(*_): raise Trouble('upload: SlowDown')\n"
+    never += "Cloud.upload = upload\n"
+    with bench.worker(first=never, SPINDRIFT_STOP_TIMEOUT_SECONDS="12") as worker:
+        until(lambda: any("SlowDown" in line.get("error", "") for line in worker.said()))
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+    assert (bench.record(job_id)["state"], bench.record(job_id)["releases"]) == ("QUEUED", 1)
+    assert bench.messages() == (1, 0)
+
+
 def test_rejected_and_not_now_are_said_by_exit_code_or_by_exception(bench):
     rejected = [bench.job(b"reject", "a"), bench.job(b"exit 3", "b")]
     not_now = [bench.job(b"not-now", "c"), bench.job(b"exit 4", "d")]
@@ -421,7 +575,8 @@ def test_an_earlier_attempt_s_result_is_kept(bench):
 
 def test_messages_that_can_never_be_work_are_dropped_or_buried(bench):
     finished = bench.job(b"nothing", "finished", state="SUCCEEDED")
-    bench.sqs.send_message(QueueUrl=bench.queue, MessageBody="hello")
+    for body in ("hello", "[" * 100_000):
+        bench.sqs.send_message(QueueUrl=bench.queue, MessageBody=body)
     unknown = bench.job(b"nothing", "unknown")
     bench.dynamodb.delete_item(TableName=bench.table, Key={"job_id": {"S": unknown}})
     gone = bench.job(b"nothing", "gone")
@@ -433,6 +588,7 @@ def test_messages_that_can_never_be_work_are_dropped_or_buried(bench):
 
     assert sorted(bench.buried()) == [
         "the job has no record",
+        "the message is no spindrift.job/1",
         "the message is no spindrift.job/1",
         "the upload is gone",
         "the upload was replaced before its job ran",

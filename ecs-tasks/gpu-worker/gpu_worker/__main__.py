@@ -57,6 +57,8 @@ def main() -> int:
         Worker(settings, cloud, host, lanes, carrier, protection, _now).run()
     if host.broken:
         return health.BROKEN
+    if lanes.unfit:
+        return 2
     while not host.stopped:  # on a doomed host a successor would fare no better: wait to be stopped
         host.pulse()
         host.pause(0.5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -29,7 +30,7 @@ from gpu_worker.log import log
 from gpu_worker.metrics import Metric, Tally
 from gpu_worker.outcome import DONE, NOT_NOW, REJECTED, Finish, Outcome, Reject, Rejected, Release, Retry, settle
 from gpu_worker.parts import Piece, Work
-from gpu_worker.processor import Request, parts_dir
+from gpu_worker.processor import BadProcessor, Request, parts_dir
 from gpu_worker.scratch import NoRoom, Scratch
 from gpu_worker.settings import Settings
 from gpu_worker.upload import told_by_s3
@@ -180,14 +181,16 @@ class Carrier:
             return False
         log("claimed", job_id=job.job_id, queue=self._settings.queue, attempt=lease.attempt, size=job.size)
         self._ask_price()
-        with self._scratch.folder() as folder:
-            try:
+        try:
+            with self._scratch.folder() as folder:
                 return self._settle(self._attempt(lease, held, folder), lease, held)
-            except GivenBack:
-                pass
-            except LostLease:
-                if not held.gone:
-                    log("lost the lease", job_id=lease.job.job_id)
+        except NoRoom as error:
+            return self._settle(Attempt(Outcome(NOT_NOW, str(error))), lease, held)
+        except GivenBack:
+            pass
+        except LostLease:
+            if not held.gone:
+                log("lost the lease", job_id=lease.job.job_id)
         return False
 
     def _follow(self, verdict: Drop | Hide | Bury, job: Job, held: Held) -> bool:
@@ -208,19 +211,19 @@ class Carrier:
         """Download, process, upload. Raises GivenBack."""
         job, source, output_dir = lease.job, folder / "input", folder / "output"
         try:
-            output_dir.mkdir()
             with self._scratch.room_for(min(job.size, self._settings.max_input_bytes)):
+                output_dir.mkdir()
                 if isinstance(job, Piece) and job.number is None:
                     self._cloud.fetch_results(job, source)
                 else:
                     self._cloud.download(job, source)
             outcome = self._process(lease, held, source, output_dir)
-            return self._store(lease, outcome, output_dir) if outcome.code == DONE else Attempt(outcome)
+            return self._store(lease, held, outcome, output_dir) if outcome.code == DONE else Attempt(outcome)
         except GivenBack:
             raise
         except Rejected as error:
             return Attempt(Outcome(REJECTED, str(error)))
-        except (Trouble, NoRoom) as error:
+        except (Trouble, NoRoom, BadProcessor) as error:
             return Attempt(Outcome(NOT_NOW, str(error)))
         except Exception as error:  # noqa: BLE001 (whatever one job makes go wrong, the worker takes the next)
             return Attempt(Outcome(1, f"{type(error).__name__}: {error}"))
@@ -247,18 +250,19 @@ class Carrier:
             checkpoint.try_to_keep()
         return outcome
 
-    def _store(self, lease: Lease, outcome: Outcome, output_dir: Path) -> Attempt:
+    def _store(self, lease: Lease, held: Held, outcome: Outcome, output_dir: Path) -> Attempt:
         """Upload the results, or the parts if the job was split."""
         job, most_bytes = lease.job, self._settings.max_output_bytes
         if paths := results.parts(parts_dir(output_dir), most_bytes):
             sizes = [path.stat().st_size for path in paths]
             pieces = parts.parts_of(job, lease.attempt, self._settings.results_bucket, sizes)
             for piece, path in zip(pieces, paths, strict=True):
-                self._cloud.store_part(piece, path)
+                self._insist(held, partial(self._cloud.store_part, piece, path))
             return Attempt(outcome, parts=tuple(pieces))
         found = results.results(output_dir, most_bytes)
         owner = job.whole if isinstance(job, Piece) and job.number is None else job
-        return Attempt(outcome, tuple(self._cloud.upload(owner, name, path) for name, path in found.items()))
+        uploads = [partial(self._cloud.upload, owner, name, path) for name, path in found.items()]
+        return Attempt(outcome, tuple(self._insist(held, upload) for upload in uploads))
 
     def _settle(self, attempt: Attempt, lease: Lease, held: Held) -> bool:
         """Write down how the attempt ended; True when the job is over."""

@@ -141,6 +141,6 @@ def stop_at(doom: Doom, give_back: datetime) -> datetime:
 def tell(deadline_file: Path, doom: Doom) -> None:
     """{"deadline": ISO-8601}: a processor that looks for this file may save what it has and say `NotNow`."""
     new = deadline_file.with_suffix(".new")
-    with suppress(FileNotFoundError):  # the job has just ended
+    with suppress(OSError):  # the job has just ended, or the disk is full: then the job goes back untold
         new.write_text(json.dumps({"deadline": doom.deadline.isoformat()}))
         new.rename(deadline_file)

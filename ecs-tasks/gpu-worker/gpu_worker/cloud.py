@@ -51,6 +51,8 @@ BRIEF = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts":
 NONE: Mapping[str, float] = {}
 MAY_PASS = frozenset({409, 429, *range(500, 600)})
 THROTTLED = ("Throttl", "ProvisionedThroughput", "RequestLimit", "SlowDown", "RequestTimeout", "ExpiredToken")
+CLOCK = ("RequestTimeTooSkewed", "InvalidSignature", "SignatureDoesNotMatch")
+"""This machine's clock is wrong by minutes; it will be set. (S3's code, and those of others.)"""
 NOT_IN_FLIGHT = ("MessageNotInflight", "InvalidParameterValue", "ReceiptHandleIsInvalid")
 GONE = {
     "NoSuchKey": "the upload is gone",
@@ -308,17 +310,13 @@ class Cloud:
             "Metadata": {"job-id": job.job_id},
         }
         with asking("upload"):
-            try:
-                transfer.store(self._s3, target, path)
-            except ClientError as error:
-                if error.response["Error"]["Code"] != "PreconditionFailed":
-                    raise
+            self._put_once(target, path)
         return str(target["Key"])
 
     def store_part(self, part: Piece, path: Path) -> None:
         """Store what a part is to be made of. Its key belongs to this attempt alone."""
         with asking("store a part"):
-            self._s3.upload_file(str(path), part.bucket, part.key)
+            self._put_once({"Bucket": part.bucket, "Key": part.key}, path)
 
     def fetch_results(self, stitch: Piece, folder: Path) -> None:
         """Fetch what came of the parts: a folder for each, in their order, with the results by name."""
@@ -372,6 +370,14 @@ class Cloud:
             except ClientError as error:
                 if error.response["Error"]["Code"] not in GONE:
                     raise
+
+    def _put_once(self, target: Mapping[str, Any], path: Path) -> None:
+        """Store the file; what is there already stays."""
+        try:
+            transfer.store(self._s3, target, path)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "PreconditionFailed":
+                raise
 
     def _ours(
         self,
@@ -467,7 +473,7 @@ def asking(what: str, input_faults: Mapping[str, str] | None = None) -> Iterator
             raise Trouble(f"{what}: {code}") from error
         if input_faults and code in input_faults:
             raise Rejected(input_faults[code]) from error
-        passes = status in MAY_PASS or code.startswith(THROTTLED)
+        passes = status in MAY_PASS or code.startswith(THROTTLED + CLOCK)
         raise (Trouble if passes else Refused)(f"{what}: {code}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise Trouble(f"{what}: {error!r}") from error

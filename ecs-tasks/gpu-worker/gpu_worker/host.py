@@ -53,12 +53,15 @@ class Host:
         self._container_instance: str | None = None
 
     def stop(self, now: datetime) -> None:
-        """SIGTERM came: SIGKILL follows after the container's stop timeout. Safe in a signal handler."""
+        """SIGTERM came: SIGKILL follows after the container's stop timeout. Safe in a signal handler.
+
+        A worker that is of no more use goes in the same way.
+        """
         self._stop = self._stop or Doom(now, now + self._stop_timeout)
 
     @property
     def stopped(self) -> bool:
-        """Whether SIGTERM has come."""
+        """Whether it has been told to go."""
         return self._stop is not None
 
     @property

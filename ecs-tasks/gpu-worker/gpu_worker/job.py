@@ -14,6 +14,10 @@ LONGEST_NAME = 128
 """Bytes of UTF-8 that one result may be called."""
 
 
+NONSENSE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What comes of reading a message that might hold anything."""
+
+
 class NotAJob(Exception):
     """The message is no `spindrift.job/1`."""
 
@@ -46,7 +50,7 @@ class Job:
                 str(told["etag"]),
                 int(told["size"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except NONSENSE as error:
             raise NotAJob("the message is no spindrift.job/1") from error
         if not known:
             raise NotAJob("the message is of another schema than spindrift.job/1")

@@ -15,8 +15,8 @@ from math import ceil
 from threading import Condition
 
 from gpu_worker.held import GivenBack, Held
-from gpu_worker.outcome import DONE, Outcome
-from gpu_worker.processor import Processor, Request
+from gpu_worker.outcome import DONE, NOT_NOW, Outcome
+from gpu_worker.processor import BadProcessor, Processor, Request
 
 
 @dataclass(eq=False)
@@ -42,6 +42,8 @@ class Lanes:
         batch: int = 1,
     ) -> None:
         self.count = len(processors)
+        self.unfit = False
+        """A processor that started when this worker did would not start again: no job is to blame, and none will go."""
         self._launch = launch
         self._now = now
         self._batch = batch
@@ -145,6 +147,9 @@ class Lanes:
             if turns[0].again:
                 turns[0].request.clean()
             outcome = processor.run_together([each.request for each in turns], limit)
+        except BadProcessor as error:
+            outcome = Outcome(NOT_NOW, f"the processor would not start: {error}")
+            self.unfit = self.unfit or not _is_to_end(turns)  # or it was killed while it loaded
         except Exception as error:  # noqa: BLE001 (the others' threads wait for an outcome)
             outcome = Outcome(1, f"{type(error).__name__}: {error}")
         with self._changed:

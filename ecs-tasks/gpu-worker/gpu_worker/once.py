@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from types import FrameType
@@ -45,6 +46,7 @@ STOP_TIMEOUT = timedelta(seconds=30)
 """Between SIGTERM and SIGKILL (Batch API reference, TerminateJob)."""
 KEEP_EVERY = timedelta(minutes=1)
 """An instance may be taken without a word to its containers: what is not kept by then is lost."""
+AGAIN = timedelta(seconds=1)
 IN_PLACE_OF_A_QUEUE = dict.fromkeys(
     ("SPINDRIFT_QUEUE", "SPINDRIFT_QUEUE_URL", "SPINDRIFT_DEAD_LETTER_QUEUE_URL", "SPINDRIFT_JOBS_TABLE"), "none"
 )
@@ -175,15 +177,26 @@ class Once:
             outcome = self._process(lease, checkpoint, source, output_dir)
             if outcome.code == DONE:
                 for name, path in results.results(output_dir, self._settings.max_output_bytes).items():
-                    self._bucket.upload(job, name, path)
+                    self._insist(partial(self._bucket.upload, job, name, path))
                 self._clear(job, checkpoint)
             return outcome
         except Rejected as error:
             return Outcome(REJECTED, str(error))
-        except (Trouble, NoRoom) as error:
+        except (Trouble, NoRoom, BadProcessor) as error:
             return Outcome(NOT_NOW, str(error))
         except Exception as error:  # noqa: BLE001 (whatever went wrong with the job, its code has to say so)
             return Outcome(FAILED, f"{type(error).__name__}: {error}")
+
+    def _insist(self, ask: Callable[[], object]) -> None:
+        """Ask again while it may help, until told to stop: the work is done, and not to be done again."""
+        while True:
+            try:
+                ask()
+                return
+            except Trouble as error:
+                if self._stopped.wait(AGAIN.total_seconds()):
+                    raise
+                log("trouble", batch_job=self._order.batch_job, error=str(error))
 
     def _clear(self, job: Job, checkpoint: Checkpoint) -> None:
         """The results count, whatever else has no more use: the checkpoint, and the upload if that is wished."""
@@ -250,6 +263,6 @@ def main() -> int:
     except (BadSettings, BadProcessor, NotAJob) as error:
         log("refused", error=str(error))
         return UNUSABLE
-    except CloudError as error:
+    except (CloudError, NoRoom) as error:
         log("trouble", error=str(error))
-        return NOT_NOW if isinstance(error, Trouble) else FAILED
+        return NOT_NOW if isinstance(error, Trouble | NoRoom) else FAILED

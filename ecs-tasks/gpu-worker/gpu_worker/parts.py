@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from gpu_worker import upload
-from gpu_worker.job import Job, NotAJob
+from gpu_worker.job import NONSENSE, Job, NotAJob
 from gpu_worker.lease import Bury, Drop, Hide
 
 MOST_PARTS = 1000
@@ -127,7 +127,7 @@ def read(body: str) -> Job:
         whole = Job.read(json.dumps(told["whole"] | {"schema": "spindrift.job/1"}))
         number = None if told["number"] is None else int(told["number"])
         return Piece(**asdict(job), whole=whole, round=int(told["round"]), of=int(told["of"]), number=number)
-    except (ValueError, KeyError, TypeError) as error:
+    except NONSENSE as error:
         raise NotAJob("the message tells of a piece that cannot be read") from error
 
 

@@ -127,6 +127,8 @@ class Worker:
         """Give back what must be, extend the leases of the rest; be protected while there is something to protect."""
         self._host.pulse()
         hands, now = [held for held in self._in_hand() if not held.gone], self._now()
+        if self._lanes.unfit:
+            self._host.stop(now)
         doom = self._host.doom(now)
         try:
             if leaving := [held for held in hands if self._must_go(held, doom, now)]:

@@ -13,6 +13,7 @@ import os
 import resource
 import selectors
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,10 @@ LONGEST_ANSWER = 64 * 1024
 LONGEST_ERROR = 2000
 LOADING = timedelta(minutes=2)
 """A user's processor may load a model before it is ready."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks whether the child lives: what it forked may hold its end of the wire open."""
+DYING = 10.0
+"""Seconds after which a child that was killed is left alone: a driver that is stuck holds it for good."""
 WHOLE_PIPE = 1 << 20
 """Bytes: as much as a pipe can hold (man 7 pipe, /proc/sys/fs/pipe-max-size)."""
 LARGEST_OUTPUT = 8 << 30
@@ -82,25 +87,29 @@ class Processor:
         self.launch()
 
     def launch(self) -> None:
-        """Start a child; it loads the user's code while the worker does something else."""
+        """Start a child; it loads the user's code while the worker does something else. Raises BadProcessor."""
         self._wire, theirs = socket.socketpair()
         with theirs:
-            self._child = subprocess.Popen(
-                self._order,
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # no signal meant for the worker's group reaches it
-            )
+            try:
+                self._child = subprocess.Popen(
+                    self._order,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # no signal meant for the worker's group reaches it
+                )
+            except OSError as error:
+                raise BadProcessor(f"no process can be started: {error.strerror}") from error
         self._output = cast(IO[bytes], self._child.stdout)
         os.set_blocking(self._output.fileno(), False)
         self._ready = False
         self._listen_for("")
 
     def wait_ready(self) -> None:
-        """Return when there is a child that has loaded the user's code."""
+        """Return when there is a child that has loaded the user's code. Raises BadProcessor."""
         if self._child.poll() is not None:
             self._end()
+        if self._wire.fileno() < 0:  # it was ended
             self.launch()
         if self._ready:
             return
@@ -113,21 +122,25 @@ class Processor:
         self._ready = True
 
     def run(self, source: Path, output_dir: Path, job: Mapping[str, Any], limit: timedelta) -> Outcome:
-        """Work on one job for at most `limit`; whatever happens to the child becomes an outcome."""
+        """Work on one job for at most `limit`; whatever happens to the child becomes an outcome.
+
+        Raises BadProcessor if there is none any more that would start.
+        """
         return self.run_together([Request(source, output_dir, job)], limit)
 
     def run_together(self, requests: Sequence[Request], limit: timedelta) -> Outcome:
-        """Work on these jobs for at most `limit`: either all are done, or it went wrong with nobody knows which."""
+        """Work on these jobs for at most `limit`: either all are done, or it went wrong with nobody knows which.
+
+        Raises BadProcessor if there is none any more that would start.
+        """
+        self.wait_ready()
         try:
-            self.wait_ready()
             self._listen_for(" ".join(each.job["job_id"] for each in requests))
             self._wire.settimeout(limit.total_seconds())
             work = [
                 {"input": str(each.source), "output_dir": str(each.output_dir), "job": each.job} for each in requests
             ]
             self._wire.sendall(json.dumps(work).encode() + b"\n")
-        except BadProcessor as error:
-            return Outcome(1, f"the processor would not start: {error}")
         except OSError:
             return self._end()
         answer = self._answer(limit)
@@ -154,12 +167,14 @@ class Processor:
         line = b""
         try:
             while not line.endswith(b"\n") and len(line) < LONGEST_ANSWER:
-                if not self._hear(ends - time.monotonic()):
-                    continue
-                part = self._wire.recv(LONGEST_ANSWER)
-                if not part:
+                dead = self._child.poll() is not None  # then whatever it said can be heard
+                if self._hear(ends - time.monotonic()):
+                    part = self._wire.recv(LONGEST_ANSWER)
+                    if not part:
+                        return self._end()
+                    line += part
+                elif dead:
                     return self._end()
-                line += part
             answer: dict[str, Any] = json.loads(line)
         except TimeoutError:
             self._end()
@@ -170,14 +185,14 @@ class Processor:
         return answer
 
     def _hear(self, left: float) -> bool:
-        """Wait for the child to say something; True when it is an answer, and not only output."""
+        """Wait a moment for the child to say something; True when it is an answer, and not only output."""
         if left <= 0:
             raise TimeoutError
         with selectors.DefaultSelector() as either:
             either.register(self._wire, selectors.EVENT_READ)
             if not self._output.closed:
                 either.register(self._output, selectors.EVENT_READ)
-            ready = {key.fileobj for key, _ in either.select(left)}
+            ready = {key.fileobj for key, _ in either.select(min(left, LOOK_EVERY))}
         if self._output in ready:
             self._drain()
         return self._wire in ready
@@ -199,7 +214,11 @@ class Processor:
             code = self._child.wait(timeout=1)
         except subprocess.TimeoutExpired:
             self._child.kill()
-            code = self._child.wait()
+            code = -signal.SIGKILL
+            try:
+                self._child.wait(timeout=DYING)
+            except subprocess.TimeoutExpired:
+                log("a processor cannot be killed", pid=self._child.pid)
         end_followers(self._child.pid)
         self._drain()
         self._output.close()

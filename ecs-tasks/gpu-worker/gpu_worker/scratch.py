@@ -50,18 +50,26 @@ class Scratch:
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder for one job, removed with all that is in it."""
-        with TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as folder:
+        """A folder for one job, removed with all that is in it. Raises NoRoom if none can be made."""
+        try:
+            made = TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise NoRoom(f"no folder can be made on the scratch disk: {error.strerror}") from error
+        with made as folder:
             yield Path(folder)
 
     @contextmanager
     def room_for(self, size: int) -> Iterator[None]:
         """Have room for an upload of `size` bytes while it arrives, and for as much again.
 
-        Raises NoRoom, also if the disk is full before all of it has arrived: it may be more, or others write too.
+        Raises NoRoom, also if the disk is full before all of it has arrived: it may be more, or others write too;
+        ValueError where it would not fit on the empty disk either.
         """
         with self._lock:
-            free = shutil.disk_usage(self._folder).free - SPARE - self._promised
+            disk = shutil.disk_usage(self._folder)
+            if disk.total - SPARE < 2 * size:
+                raise ValueError(f"the scratch disk is too small: {2 * size} bytes are needed, it has {disk.total}")
+            free = disk.free - SPARE - self._promised
             if free < 2 * size:
                 raise NoRoom(f"no room on the scratch disk: {2 * size} bytes are needed, {max(0, free)} are free")
             self._promised += 2 * size

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote_plus
 
-from gpu_worker.job import Job, NotAJob
+from gpu_worker.job import NONSENSE, Job, NotAJob
 
 
 def told_by_s3(body: str) -> list[Job] | None:
@@ -23,7 +23,7 @@ def told_by_s3(body: str) -> list[Job] | None:
     """
     try:
         event = json.loads(body)
-    except ValueError:
+    except NONSENSE:
         return None
     match event:
         case {"Event": "s3:TestEvent"}:
@@ -31,7 +31,7 @@ def told_by_s3(body: str) -> list[Job] | None:
         case {"Records": [*records]}:
             try:
                 created = [_job(each["s3"]) for each in records if each["eventName"].startswith("ObjectCreated:")]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (*NONSENSE, AttributeError) as error:
                 raise NotAJob("the message is an S3 event that cannot be read") from error
             return [job for job in created if not _is_folder(job)]
     return None
