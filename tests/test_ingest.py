@@ -39,7 +39,11 @@ def test_uploads_are_read(name, keys):
 
 
 @pytest.mark.parametrize(
-    "body", ["", "hello", "[]", "null", "{}", '{"Records": [{}]}', '{"Records": 1}', sample("wake")]
+    "body",
+    [
+        *("", "hello", "[]", "null", "{}", '{"Records": [{}]}', '{"Records": 1}', "[" * 100_000),
+        *(sample("wake"), sample("s3-object-created").replace('"size": ', '"size": 1e999, "was": ')),
+    ],
 )
 def test_what_is_no_s3_event_is_refused(body):
     with pytest.raises(Malformed, match="not an S3 event"):

@@ -66,7 +66,7 @@ def uploads(body: str) -> list[Upload]:
         if event.get("Event") == "s3:TestEvent":
             return []
         created = [_upload(r["s3"]) for r in event["Records"] if r["eventName"].startswith("ObjectCreated:")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Malformed(f"not an S3 event: {type(error).__name__} {error}") from error
     return [upload for upload in created if not _is_folder(upload)]
 
