@@ -76,10 +76,9 @@ def settled(template: Template, holds: bool) -> Template:
             return [item for item in map(settle, value) if item != NO_VALUE]
         if not isinstance(value, dict):
             return value
-        if set(value) == {"Fn::If"}:
+        if "Fn::If" in value:
             return settle(value["Fn::If"][1 if holds else 2])
-        pairs = ((key, settle(inner)) for key, inner in value.items())
-        return {key: inner for key, inner in pairs if inner != NO_VALUE}
+        return {key: done for key, inner in value.items() if (done := settle(inner)) != NO_VALUE}
 
     made = {
         part: {title: body for title, body in template.get(part, {}).items() if holds or "Condition" not in body}

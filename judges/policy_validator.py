@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from functools import cache
+from unittest.mock import patch
 
 import cfn_policy_validator
 import moto
 from botocore.exceptions import BotoCoreError, ClientError
+from cfn_policy_validator import client
 from cfn_policy_validator.application_error import ApplicationError
 
 from judges import Finding, Template, Templates
@@ -26,7 +30,13 @@ def judge(templates: Templates) -> list[Finding]:
     findings = set()
     logging.disable()  # it logs a traceback of what it then raises
     try:
-        with moto.mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+        with (
+            moto.mock_aws(config={"iam": {"load_aws_managed_policies": True}}),
+            # Else moto looks for the caller in every partition, and reads all managed policies for each of them.
+            patch.dict(os.environ, MOTO_ACCOUNT_ID=ACCOUNT),
+            # It makes its clients anew for each template, and botocore then reads what AWS can do anew.
+            patch.object(client, "build", cache(client.build)),
+        ):
             for name, template in templates.items():
                 given = {title: body.get("Default", title) for title, body in template.get("Parameters", {}).items()}
                 for stack in _different(template):

@@ -34,10 +34,16 @@ OWN_PARTS = {
     "AWS::EC2::LaunchTemplate": "LatestVersionNumber",
 }
 
+Resources = dict[str, Any]
+"""By title, with every condition true."""
+
 
 def replaced(old: Template, new: Template, changed: Collection[str] = ()) -> dict[str, list[str]]:
     """Title -> the properties for which it is replaced. `changed` are the parameters that get another value."""
-    before, after = settled(old, True)["Resources"], settled(new, True)["Resources"]
+    return _replaced(_resources(old), _resources(new), changed)
+
+
+def _replaced(before: Resources, after: Resources, changed: Collection[str]) -> dict[str, list[str]]:
     both = [title for title in before if title in after]
     moved, found = set(changed), dict[str, list[str]]()
     while True:
@@ -59,15 +65,23 @@ def replaced(old: Template, new: Template, changed: Collection[str] = ()) -> dic
 
 def removed(old: Template, new: Template) -> dict[str, bool]:
     """Title of what the new template has no longer -> whether it stays in the account (DeletionPolicy)."""
-    before, after = settled(old, True)["Resources"], settled(new, True)["Resources"]
+    return _removed(_resources(old), _resources(new))
+
+
+def _removed(before: Resources, after: Resources) -> dict[str, bool]:
     return {title: body.get("DeletionPolicy") in KEPT for title, body in before.items() if title not in after}
 
 
 def lost(old: Template, new: Template, changed: Collection[str] = ()) -> set[str]:
     """What holds work or history and would be replaced, or removed without being kept. Must be nothing."""
-    holds = stateful(Stack(settled(old, True)))
-    gone = {title for title, stays in removed(old, new).items() if not stays}
-    return holds & (set(replaced(old, new, changed)) | gone)
+    before, after = _resources(old), _resources(new)
+    gone = {title for title, stays in _removed(before, after).items() if not stays}
+    return stateful(Stack({"Resources": before})) & ({*_replaced(before, after, changed)} | gone)
+
+
+def _resources(template: Template) -> Resources:
+    resources: Resources = settled(template, True)["Resources"]
+    return resources
 
 
 def _fixed(kind: str) -> list[str]:
@@ -118,10 +132,10 @@ def _references(value: Any) -> Iterator[str]:
 
 def stuck(old: Template, new: Template, changed: Collection[str] = ()) -> set[str]:
     """What would be replaced under the name that it has: CloudFormation makes the new one first, and AWS refuses it."""
-    after, found = settled(new, True)["Resources"], replaced(old, new, changed)
+    after = _resources(new)
     return {
         title
-        for title, properties in found.items()
+        for title, properties in _replaced(_resources(old), after, changed).items()
         for path in _fixed(after[title]["Type"])
         if path.endswith(f"/{after[title]['Type'].rpartition('::')[2]}Name")
         and path.removeprefix("/properties/") not in properties

@@ -44,6 +44,9 @@ BUILT_IN = {"ecs", "docker", "amazon-ssm-agent"}
 STUBS = Path(__file__).parent / "stubs"
 ASKING = ("systemctl", "shutdown", "poweroff", "halt", "reboot")
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+UNPACKED = "var/lib/spindrift"
+"""Where the agent unpacks itself. All machines have the same folder there: to unpack and compile it takes a laptop
+longer than to start it, and forty may start."""
 
 
 class Agent(Protocol):
@@ -218,6 +221,7 @@ class Machine:
             shutil.rmtree(self.root / name, ignore_errors=True)
         for name in ("etc/systemd/system", "etc/ecs", "var/lib/ecs", "var/log", "opt", "run", "root", "tmp"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
+        _link(self.root / UNPACKED, machines.world.state / "unpacked")
         (self._folder / "init").mkdir(exist_ok=True)
         self._session: dict[str, str] = {}
         self._session_ends = datetime.min.replace(tzinfo=UTC)
@@ -410,6 +414,12 @@ class Machine:
         for service in list(self.services.values()):
             if service.process is not None:
                 service.process.wait()
+
+
+def _link(path: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    if not path.is_symlink():
+        path.symlink_to(folder)
 
 
 def _stubs(folder: Path) -> str:

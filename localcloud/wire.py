@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,10 @@ def operation_of(headers: Mapping[str, str], body: bytes, path: str = "/") -> st
     """
     if target := headers.get("x-amz-target", ""):
         return target.rsplit(".", 1)[-1]
-    return dict(parse_qsl(body.decode("utf-8", "replace"))).get("Action", "") or path.strip("/")
+    # Not every body, and not by parse_qsl: with all that is uploaded that took a fifth of the cloud's time.
+    form = "x-www-form-urlencoded" in headers.get("content-type", "")
+    said = re.search(rb"(?:^|&)Action=(\w+)", body) if form else None
+    return said[1].decode() if said else path.strip("/")
 
 
 def named(service: str, operation: str) -> str:

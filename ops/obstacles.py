@@ -24,6 +24,8 @@ NO_CAPACITY = re.compile(r"capacity|blacklisted", re.IGNORECASE)
 """InsufficientInstanceCapacity, UnfulfillableCapacity, "no Spot capacity available", and where nothing else is told:"""
 SUMMARY = "allLaunchSpecsTemporarilyBlacklisted"
 """What a fleet says when it has given up all its pools, whatever was wrong with each."""
+NO_USE = re.compile(r"the last \d+ [\w-]+ machines were of no use.*")
+"""As a pass puts it (lambdas/capacity/trial.py)."""
 UNPLACED = re.compile(r"was unable to place a task.*?Reason: (.*?)(?: The closest matching|\. For more|$)", re.DOTALL)
 BAD_IMAGE = "CannotPull"
 """CannotPullContainerError, CannotPullImageManifestError (ECS developer guide, "Stopped tasks error messages")."""
@@ -255,6 +257,18 @@ def _refused(look: Look, name: str, pattern: re.Pattern[str], do: str) -> Obstac
     return None
 
 
+def _no_use(look: Look) -> Obstacle | None:
+    told = NO_USE.search(look.last.why) if look.last else None
+    if told and (look.short or look.idle):
+        do = (
+            "a GPU was broken or missing, or the machine never joined: the log group WorkerLogs tells the first, the "
+            "image's driver is the usual cause; once one works all are asked for again. To try at once, remove the tag "
+            "spindrift:bad from the fleet (profile groups: from the Spot group)"
+        )
+        return Obstacle(name="no-use", seen=short(told[0], 300), do=do)
+    return None
+
+
 def _no_gpu(look: Look) -> Obstacle | None:
     blind = [one.id for one in look.machines if one.joined and not one.units and not one.draining]
     if look.short and blind:
@@ -330,7 +344,7 @@ def _worker(look: Look) -> Obstacle | None:
             do = "read the log group WorkerLogs: worker.processor or worker.options is wrong"
             return Obstacle(name="worker", seen="workers end at once, with code 2: they refuse their settings", do=do)
         if task.code == BROKEN_GPU:
-            do = "terminate the instance; another takes its place"
+            do = "wait: the instance is drained, and another takes its place; what it said is in the log group WorkerLogs"
             return Obstacle(name="worker", seen="a worker says that the GPU of its instance is broken", do=do)
         if task.code is None and "Scaling activity" not in task.reason and "draining" not in task.reason:
             do = "the reason is ECS's own; see the service's events in the console"
@@ -377,6 +391,7 @@ CHAIN: Sequence[Callable[[Look], Obstacle | None]] = (
     _quota,
     _no_capacity,
     _other_refusal,
+    _no_use,
     _no_gpu,
     _does_not_join,
     _booting,

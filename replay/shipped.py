@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "lambdas"))
 from capacity.breaker import QUIET
 from capacity.nouns import Arrival, Decision, Instance, Joined, Load, Notes, Policy, Seen, Service, Urgency
 from capacity.policy import decide
+from capacity.trial import FORGOTTEN, PAUSE, PROVEN
 
 __all__ = ["Policy", "Shipped", "Urgency", "as_set"]
 
@@ -162,14 +163,17 @@ class Shipped:
             idle = not (world.work.backlog() or world.target or seen.instances)
             return inf if idle else _minute_from(world.now + ECHO)
         policy, notes = self._policy, self._notes
+        of_joined = [self._settle, *([PROVEN.total_seconds()] if notes.bad else [])]
         ages = [
             moment + span
             for machine in (*world.spot, *world.on_demand)
             if machine.joins + self._longest > world.now
-            for moment, span in ((machine.joins, self._settle), *((machine.launched, span) for span in self._spans))
+            for moment, spans in ((machine.joins, of_joined), (machine.launched, self._spans))
+            for span in spans
         ]
         marks = [(notes.short_since, policy.patience), (notes.ample_since, policy.linger)]
         marks += [(wave.at, QUIET) for wave in notes.waves]
+        marks += [(bad.launched, span) for bad in notes.bad for span in (PAUSE, FORGOTTEN)]
         ages += [(mark + span - EPOCH).total_seconds() for mark, span in marks if mark is not None]
         return _minute_from(min((age for age in ages if age > world.now), default=inf))
 

@@ -21,6 +21,7 @@ from templates.tags import tags
 
 FLEET_NOTES = (
     "spindrift:ample-since",
+    "spindrift:bad",
     "spindrift:on-demand-took",
     "spindrift:short-since",
     "spindrift:waves",

@@ -24,7 +24,7 @@ from templates.tags import tags
 
 GRACE_SECONDS = 300
 """How long nothing may have waited or been in flight before every instance leaves."""
-NOTES = ("spindrift:short-since", "spindrift:idle-since")
+NOTES = ("spindrift:bad", "spindrift:short-since", "spindrift:idle-since")
 """Tags of the Spot group in which passes of the capacity Lambda leave word for each other (lambdas/capacity)."""
 MOST_STEPS = 20
 """Step adjustments in one scaling policy (quotas of EC2 Auto Scaling and of Application Auto Scaling)."""

@@ -1,7 +1,9 @@
 import gc
 import os
+from functools import cache
 from pathlib import Path
 
+import botocore.session
 import pytest
 from hypothesis import settings
 from PIL import Image
@@ -19,6 +21,9 @@ settings.load_profile("same")
 
 # moto makes 1,300 images of Amazon's for each account and region, again for each test: half of the time it takes.
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+
+# Every session reads anew what AWS's services can do, and each command that a test runs has one.
+botocore.session.create_loader = cache(botocore.session.create_loader)
 
 
 def pytest_addoption(parser):

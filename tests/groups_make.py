@@ -24,7 +24,7 @@ def services(work=0, **others):
     return tuple(Service(name=n, visible=jobs.get(n, 0), in_flight=0, delayed=0, desired=0) for n in PLACED)
 
 
-def seen(work=0, instances=(), *, short_since=None, **parts):
+def seen(work=0, instances=(), *, short_since=None, bad=(), **parts):
     """A look at groups that have what they were asked for."""
     instances = tuple(instances)
     spot, on_demand = sum(i.units for i in instances if i.spot), sum(not i.spot for i in instances)
@@ -39,7 +39,7 @@ def seen(work=0, instances=(), *, short_since=None, **parts):
             "on_demand_present": on_demand,
             "on_demand_in_service": on_demand,
             "instances": instances,
-            "notes": Notes(short_since=short_since),
+            "notes": Notes(short_since=short_since, bad=bad),
             **parts,
         }
     )
@@ -56,6 +56,9 @@ def applied(look, decision):
         asked[Kind.SPOT] = max(asked[Kind.SPOT], int(look.fulfilled) + decision.grow[Kind.SPOT])
     if Kind.ON_DEMAND in decision.grow:
         asked[Kind.ON_DEMAND] = max(asked[Kind.ON_DEMAND], look.on_demand_in_service + 1)
+    gone = [i for i in look.instances if i.id in decision.give_up]
+    asked[Kind.SPOT] -= sum(i.units for i in gone if i.spot)
+    asked[Kind.ON_DEMAND] -= sum(not i.spot for i in gone)
     asked |= dict.fromkeys(decision.shrink, 0)
     return replace(
         look,
@@ -63,5 +66,5 @@ def applied(look, decision):
         on_demand_requested=asked[Kind.ON_DEMAND],
         notes=decision.notes,
         idle_since=decision.idle_since,
-        instances=tuple(after(i) for i in look.instances if i.id not in decision.replace),
+        instances=tuple(after(i) for i in look.instances if i.id not in decision.replace + decision.give_up),
     )

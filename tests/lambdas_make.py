@@ -12,7 +12,7 @@ from capacity.policy import decide
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 LONG_AGO = NOON - timedelta(hours=1)
 PLACED = {"worker": Placement.ANY, "patient": Placement.SPOT, "steady": Placement.ON_DEMAND}
-NOTED = ("short_since", "ample_since", "waves", "worked", "on_demand_took")
+NOTED = ("short_since", "ample_since", "waves", "worked", "on_demand_took", "bad")
 EVENTS = Path(__file__).parent.parent / "docs" / "events"
 
 
@@ -154,12 +154,14 @@ class Town:
     """A cluster that lives from pass to pass, a minute each, with a market that has room for `spot_room` units.
 
     Spot joins three minutes after its launch. Every instance that may have a task has one while there is work for it;
-    a job takes `job_minutes`, and on an instance that drains it is the last.
+    a job takes `job_minutes`, and on an instance that drains it is the last. Of an instance whose GPU is broken
+    (`is_spoiled`) its first task tells.
     """
 
     def __init__(self, chosen, *, job_minutes=1, on_demand_boots=3):
         self.policy, self.look, self.spot_room = chosen, seen(), 99
         self.launches, self.falls = 0, []
+        self.is_spoiled = lambda instance: False
         self._boots = {True: timedelta(minutes=3), False: timedelta(minutes=on_demand_boots)}
         self._job, self._done, self._ends, self._number = timedelta(minutes=job_minutes), {}, {}, 0
 
@@ -176,6 +178,7 @@ class Town:
                 instances=tuple(self._joined(i, at) for i in left),
             )
             self._work()
+            self._set_aside()
             self._pass()
 
     def take(self, most):
@@ -230,6 +233,18 @@ class Town:
                 i = replace(i, joined=replace(i.joined, tasks=tasks, running=tasks))
             instances.append(i)
         self.look = replace(self.look, instances=tuple(instances))
+
+    def _set_aside(self):
+        """What the Lambda hears of broken GPUs, and does at once."""
+        spoiled = {i.id for i in self.look.instances if i.joined and i.joined.running and self.is_spoiled(i)}
+        self.look = replace(
+            self.look,
+            broken=frozenset(f"arn/{name}" for name in spoiled),
+            instances=tuple(
+                replace(i, joined=replace(i.joined, draining=True, tasks=0, running=0)) if i.id in spoiled else i
+                for i in self.look.instances
+            ),
+        )
 
     def _launch(self):
         """What the fleet and the group do until the next pass."""

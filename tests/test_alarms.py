@@ -19,6 +19,8 @@ from templates import alarms
 DOCS = Path(__file__).parents[1] / "docs"
 TOPIC = {"Ref": "OperatorsTopic"}
 TOLD = {"email": "gpu-team@example.com"}
+SESSION = botocore.session.get_session()
+"""One for all: it keeps what it has read of AWS's services."""
 
 
 def alarms_in(built):
@@ -77,15 +79,14 @@ def wrong_commands(says):
     """What is wrong with the commands in an alarm's description; there must be one."""
     commands = re.findall(r"\baws ([a-z0-9-]+) ([a-z0-9-]+)((?: --[a-z-]+ (?:\S+?(?=[.,:]? |[.,:]?$)))*)", says)
     found = [] if commands else ["says nothing to do"]
-    session = botocore.session.get_session()
     for service, command, options in commands:
         if (service, command) == ("logs", "tail"):  # the command line's own
             known = {"since", "follow", "filter-pattern", "format"}
-        elif service not in session.get_available_services():
+        elif service not in SESSION.get_available_services():
             found.append(f"no aws {service}")
             continue
         else:
-            model = session.get_service_model(service)
+            model = SESSION.get_service_model(service)
             names = {xform_name(name, "-"): name for name in model.operation_names}
             if command not in names:
                 found.append(f"no aws {service} {command}")

@@ -6,7 +6,6 @@ nobody asked for are left alone.
 """
 
 import json
-from collections import Counter
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -129,7 +128,8 @@ class World(Account):
                 }
             )["SpotFleetRequestId"]
         self.make_group("on-demand", most=8)
-        self.calls = Counter()
+        self.calls = SESSION.calls
+        self.calls.clear()
         self.wire()
         # moto launches at the time of the test; the clock of the Lambda is set a while after that.
         self.now = NOON.now(NOON.tzinfo).replace(microsecond=0) + timedelta(minutes=2)
@@ -147,19 +147,6 @@ class World(Account):
         told = {"SERVICES": json.dumps(self.services), "SPOT_FLEET_ID": self.fleet, **environment}
         self.settings = Settings.read(ENVIRONMENT | told)
         self.cloud = Aws(SESSION, self.settings)
-        cloud = self.cloud
-        for client in (
-            cloud._sqs,
-            cloud._ec2,
-            cloud._ecs,
-            cloud._autoscaling,
-            cloud._cloudwatch,
-            cloud._pools.meta.client,
-        ):
-            client.meta.events.register("before-call", self._count)
-
-    def _count(self, model, **_):
-        self.calls[model.name] += 1
 
     def spot(self, count):
         """Spot instances of the fleet, not joined."""
@@ -624,6 +611,25 @@ def test_a_machine_with_a_broken_gpu_that_would_not_drain_is_heard_of_again(worl
     refuse(world, monkeypatch, arns[1])
 
     assert world.hear(broken(arns[0]), broken(arns[1])) == ["m1"]
+
+
+def test_where_every_machine_is_broken_one_is_tried_each_quarter_of_an_hour(world, capsys):
+    world.wire(URGENCY="spot-only")
+    world.work(5)
+    instances = world.spot(3)
+    arns = world.join(instances)
+
+    # A full batch: nothing but this tells of them.
+    assert world.hear(*["hello"] * 7, *(broken(arn) for arn in arns)) == []
+
+    assert (world.live(), world.target()) == ({}, 0)
+    noted = world.cloud.look(world.now).notes.bad
+    assert {one.id for one in noted} == set(instances)
+    assert f"of no use ({', '.join(one.id for one in noted)})" in capsys.readouterr().out
+    world.hear(later=timedelta(minutes=10))
+    assert world.target() == 0
+    world.hear(later=timedelta(minutes=15))
+    assert (world.target(), len(world.live())) == (1, 1)
 
 
 def refuse(world, monkeypatch, arn):

@@ -266,7 +266,7 @@ def test_a_stack_waits_for_what_is_in_its_way_then_fails_and_goes_when_it_is_gon
     scaling, ec2 = stack.client("autoscaling"), stack.client("ec2")
     scaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
     subnet = {"Name": "subnet-id", "Values": [stack.outputs["Subnet"]]}
-    eventually(lambda: ec2.describe_instances(Filters=[subnet])["Reservations"], within=10, what="an instance")
+    eventually(lambda: ec2.describe_instances(Filters=[subnet])["Reservations"], within=20, what="an instance")
 
     begun = time.monotonic()
     assert delete(stack.cloud, stack.name) == "DELETE_FAILED"

@@ -1,14 +1,16 @@
 """Tasks and units: what GPUs of unequal worth make of one in the other, in numbers."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from lambdas_make import PLACED, instance, od, placed, policy, seen
 
 from capacity.gpus import Gpu, Share, of, shares, shares_of, tasks_worth, worth_of_a_task
+from capacity.need import Needed, needed
 from capacity.nouns import Placement
 
-ONE, THREE, ELEVEN = Fraction(1), Fraction(3), Fraction(11)
+ONE, THREE, FIVE, ELEVEN = Fraction(1), Fraction(3), Fraction(5), Fraction(11)
 NAMES = {placement: name for name, placement in PLACED.items()}
 ANY, SPOT, ON_DEMAND = NAMES[Placement.ANY], NAMES[Placement.SPOT], NAMES[Placement.ON_DEMAND]
 
@@ -35,6 +37,10 @@ def test_an_instance_has_its_gpus_the_least_first():
     found = of([instance("i-1", units=22, worth=ELEVEN), od("i-2", units=3, worth=THREE)])
 
     assert found == [Gpu(THREE, spot=False), Gpu(ELEVEN, spot=True), Gpu(ELEVEN, spot=True)]
+
+
+def test_a_gpu_may_be_worth_half_a_unit_more():
+    assert of([instance("i-1", units=7, worth=Fraction(7, 2))]) == [Gpu(Fraction(7, 2), spot=True)] * 2
 
 
 def test_a_service_takes_only_gpus_that_it_may_have_and_none_that_another_has():
@@ -76,3 +82,14 @@ def test_jobs_are_timed_by_tasks_of_the_worth_of(case, instances, worth):
     ]
 
     assert worth_of_a_task(seen(1, there), policy(least=Fraction(2))) == worth
+
+
+def test_services_find_room_beside_each_other_on_the_gpus_of_their_kind():
+    both = [Gpu(ELEVEN, spot=True), Gpu(ELEVEN, spot=True), Gpu(FIVE, spot=False), Gpu(FIVE, spot=False)]
+    chosen = placed(least=THREE, max_units=99, max_on_demand_units=99)
+    chosen = replace(chosen, loads={**chosen.loads, "firm": chosen.loads[ON_DEMAND]})
+
+    found = needed({ANY: 4, SPOT: 3, ON_DEMAND: 4, "firm": 3}, chosen, both)
+
+    # Of each kind one service has a whole GPU to itself, and the other takes its units.
+    assert found == Needed(spot=11 + 3, shared=4, on_demand=5 + 3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lambdas_make import LONG_AGO, NOON, instance, od
 
 from capacity.groups import Kind, decide
-from capacity.nouns import Notes, Urgency
+from capacity.nouns import Bad, Notes, Urgency
 from capacity.worth import DEAR, FRESH, RECENT, Launch, failing_since, spot_share
 
 SPOT, ON_DEMAND = Kind.SPOT, Kind.ON_DEMAND
@@ -55,6 +55,7 @@ def booting(name="i-boots", age=MINUTE, **parts):
         ("dear, and there", seen(3, [spot("i-1"), spot("i-2")], spot_share=1.0), {ON_DEMAND: 1}),
         ("dear, but On-Demand does not launch", seen(3, spot_share=1.0, failing={ON_DEMAND: LONG_AGO}), {SPOT: 3}),
         ("dear, and more than On-Demand may do", seen(14, spot_share=1.0), {SPOT: 4, ON_DEMAND: 10}),
+        ("dear, and On-Demand has work of its own", seen(services=services(9, steady=5), spot_share=1.0), {SPOT: 4, ON_DEMAND: 10}),
         ("work for Spot alone, however dear", seen(services=services(patient=2), spot_share=1.0), {SPOT: 2}),
         ("work for Spot alone, however late", seen(services=services(patient=2), requested=2, **LATE), {}),
         ("work for On-Demand alone, at once", seen(services=services(steady=2)), {ON_DEMAND: 2}),
@@ -80,6 +81,18 @@ def test_on_demand_instances_of_many_units_are_rounded_up():
     decision = decide(seen(5, requested=5, **LATE), chosen)
 
     assert (decision.grow, decision.on_demand_target, decision.top_up_units) == ({ON_DEMAND: 2}, 8, 8)
+    own = decide(seen(services=services(5, steady=4), requested=5, **LATE), replace(chosen, max_on_demand_units=12))
+    assert (own.on_demand_target, own.top_up_units) == (12, 8)
+    less = decide(seen(services=services(steady=4), requested=5), chosen)
+    assert (less.on_demand_target, less.top_up_units) == (4, 0)
+
+
+def test_spot_is_short_since_it_was_first_seen_so():
+    young = {"short_since": NOON - MINUTE}
+
+    assert decide(seen(2, [spot()]), policy()).notes.short_since == NOON
+    assert decide(seen(2, [spot()], **young), policy()).notes.short_since == NOON - MINUTE
+    assert decide(seen(1, [spot()], **young), policy()).notes.short_since is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +111,11 @@ def test_on_demand_instances_of_many_units_are_rounded_up():
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_all_leave_at_once_when_nothing_has_waited_or_been_in_flight_for_long(case, look, leave):
-    assert decide(look, policy()).shrink == leave
+    decision = decide(look, policy())
+
+    assert decision.shrink == leave
+    if leave:
+        assert (decision.spot_target, decision.on_demand_target) == (0, 0)
 
 
 def test_grace_begins_anew_with_every_job():
@@ -132,6 +149,46 @@ def test_what_is_of_no_use_is_replaced(case, there, ends):
     assert decide(seen(0, [there]), policy()).replace == ()
 
 
+def bad(*minutes, kind=SPOT):
+    return tuple(Bad(f"i-bad-{m}", kind is SPOT, NOON - m * MINUTE) for m in sorted(minutes, reverse=True))
+
+
+@pytest.mark.parametrize(
+    "case, look, grows",
+    [
+        ("two in a row", seen(5, bad=bad(4, 5)), {SPOT: 5}),
+        ("three in a row: none so soon", seen(5, bad=bad(4, 5, 6)), {}),
+        ("a quarter of an hour later: one", seen(5, bad=bad(15, 16, 17)), {SPOT: 1}),
+        ("it boots: no other", seen(5, [booting()], bad=bad(15, 16, 17)), {}),
+        ("it works", seen(5, [spot(tasks=1, launched=NOON - 9 * MINUTE)], bad=bad(15, 16, 17)), {SPOT: 4}),
+        ("of no use was On-Demand", seen(5, bad=bad(15, 16, 17, kind=ON_DEMAND)), {SPOT: 5}),
+        ("and Spot is dear", seen(5, bad=bad(15, 16, 17, kind=ON_DEMAND), spot_share=1.0), {SPOT: 5}),
+        ("On-Demand as well", seen(services=services(steady=3), bad=bad(15, 16, 17, kind=ON_DEMAND)), {ON_DEMAND: 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_after_three_machines_of_no_use_one_is_tried_at_a_time(case, look, grows):
+    decision = decide(look, policy())
+
+    assert decision.grow == grows
+    if SPOT in grows:
+        assert decision.spot_target == look.requested + grows[SPOT]
+
+
+def test_what_is_of_no_use_once_more_is_given_up():
+    there = [spot("i-1", gpus=0), od("i-2", gpus=0)]
+
+    decision = decide(seen(5, there, bad=bad(15, 16)), policy())
+
+    assert (decision.give_up, decision.replace) == (("i-1",), ("i-2",))
+    assert [one.id for one in decision.notes.bad] == ["i-1", "i-bad-16", "i-bad-15", "i-2"]
+    assert decision.reason.endswith(
+        "1 of no use are replaced; the last 3 Spot machines were of no use (i-1, i-bad-16, i-bad-15): "
+        "one is tried every 15 min"
+    )
+    assert decide(seen(0, there, bad=bad(15, 16)), policy()).give_up == ()
+
+
 def test_under_notice_and_still_active_it_drains_once_the_messenger_is_overdue():
     look = seen(1, [spot()], noticed=frozenset({"i-spot"}))
 
@@ -149,6 +206,7 @@ def test_under_notice_and_still_active_it_drains_once_the_messenger_is_overdue()
         (seen(0, [spot()], **IDLE), "no work for 0:05:00: every instance leaves"),
         (seen(1, [spot()]), "1 units needed, Spot is whole"),
         (seen(2), "2 units needed, Spot has 2 more to bring, Spot's price is not known"),
+        (seen(2, [spot()]), "2 units needed, Spot has 1 more to bring, Spot's price is not known"),
         (seen(2, spot_share=0.3), "2 units needed, Spot has 2 more to bring, Spot costs 30% of On-Demand"),
         (seen(2, spot_share=1.0), "2 units needed, Spot costs 100% of On-Demand: On-Demand is worth more"),
         (seen(2, **LATE), "2 units needed, Spot is short for longer than 0:05:00: On-Demand makes up for 2"),
@@ -172,6 +230,13 @@ def test_every_decision_says_why(look, says):
 
 law = settings(deadline=None, database=None)
 few = st.integers(0, 4)
+machines = st.lists(
+    st.builds(
+        Bad, st.sampled_from("abcdef"), st.booleans(), st.sampled_from([4, 16, 200]).map(lambda m: NOON - m * MINUTE)
+    ),
+    max_size=6,
+    unique_by=lambda bad: bad.id,
+).map(tuple)
 ages = st.sampled_from([timedelta(seconds=s) for s in (5, 60, 299, 300, 900, 3600)])
 moments = st.none() | ages.map(lambda age: NOON - age)
 
@@ -206,7 +271,7 @@ def looks(draw, work=work):
         on_demand_requested=draw(few),
         on_demand_in_service=draw(few),
         noticed=noticed,
-        notes=Notes(short_since=draw(moments)),
+        notes=Notes(short_since=draw(moments), bad=draw(machines)),
         idle_since=draw(moments),
         spot_share=draw(st.sampled_from([None, 0.3, DEAR, 1.0])),
         failing={kind: since for kind in Kind if (since := draw(moments))},

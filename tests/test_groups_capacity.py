@@ -5,7 +5,6 @@ activities are told. What Auto Scaling makes of a policy, the local cloud shows 
 """
 
 import json
-from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -62,23 +61,21 @@ def test_a_profile_that_nobody_knows_is_named(told):
 class World(Account):
     """Two groups as the template makes them, and the Lambda wired to them as it wires itself."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch):
         super().__init__()
         for name in ("spot", "on-demand"):
             self.make_group(name, most=16)
         self.queues = {name: self.sqs.create_queue(QueueName=name)["QueueUrl"] for name in (PICTURE, STEADY)}
         self.now = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=2)
-        self.calls, self.executed, self.activities = Counter(), [], {"spot": [], "on-demand": []}
+        self.calls, self.executed, self.activities = SESSION.calls, [], {"spot": [], "on-demand": []}
         self.refuse = ""
         placed = {PICTURE: "any", STEADY: "on-demand"}
         limits = {"jobs_per_task": 1, "max_tasks": 16, "units_per_task": 1, "max_wait_seconds": None}
         services = [{"name": n, "queue_url": self.queues[n], "placement": placed[n], **limits} for n in placed]
         self.cloud, self.settings, self.decide = wired({**ENVIRONMENT, "SERVICES": json.dumps(services)}, SESSION)
-        cloud = self.cloud
-        for client in (cloud._sqs, cloud._ec2, cloud._ecs, cloud._autoscaling, cloud._pools.meta.client):
-            client.meta.events.register("before-call", lambda model, **_: self.calls.update([model.name]))
-        cloud._autoscaling.execute_policy = self._execute
-        cloud._autoscaling.describe_scaling_activities = self._activities
+        self.calls.clear()
+        monkeypatch.setattr(self.cloud._autoscaling, "execute_policy", self._execute)
+        monkeypatch.setattr(self.cloud._autoscaling, "describe_scaling_activities", self._activities)
 
     def _execute(self, **asked):
         if self.refuse:
@@ -140,7 +137,7 @@ class World(Account):
 def world(monkeypatch):
     let_spot_requests_be_filtered(monkeypatch)
     with mock_aws():
-        yield World()
+        yield World(monkeypatch)
 
 
 def grown(policy, missing):
@@ -327,6 +324,19 @@ def test_what_joined_without_a_gpu_is_replaced(world):
 
     assert broken not in world.members() and good in world.members()
     assert world.group("spot")["DesiredCapacity"] == 2
+
+
+def test_after_three_of_no_use_the_group_becomes_smaller_by_each(world):
+    spoiled = world.spot(4)
+    world.join(spoiled, gpus=0)
+    world.work(4)
+
+    world.hear()
+
+    assert world.group("spot")["DesiredCapacity"] == 0 and not world.members() & {*spoiled}
+    assert world.tags().keys() == {"bad", "short-since"}
+    world.hear()
+    assert not [policy for policy, _ in world.executed if "spot" in policy]
 
 
 def test_who_has_work_by_now_is_not_replaced(world):

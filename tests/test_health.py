@@ -96,7 +96,7 @@ def driver(monkeypatch):
 
 
 def soon(ask):
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 20
     while not (answer := ask()) and time.monotonic() < ends:
         time.sleep(0.01)
     return answer
@@ -175,8 +175,8 @@ def test_a_gpu_that_is_assigned_and_not_there_is_a_problem_before_any_job(
 
 
 def test_a_gpu_that_is_well_for_long_stays_no_problem(driver, watch):
-    watched = watch(silent_after=0.3)
-    time.sleep(0.6)
+    watched = watch(silent_after=1.5)
+    time.sleep(2)
 
     assert watched.problem() is None
 

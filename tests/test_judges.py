@@ -1,4 +1,5 @@
 import copy
+import json
 from functools import cache
 from pathlib import Path
 
@@ -41,7 +42,24 @@ def faulty(judge):
             templates[title(fault)] = template = copy.deepcopy(good()[fault.of])
             fault.change(template)
             assert template != good()[fault.of], f"{title(fault)}: nothing was planted"
+            if judge in SLOW:
+                template["Resources"], template["Outputs"] = concerned(template["Resources"], good()[fault.of]), {}
     return templates
+
+
+SLOW = {"cfn-lint", "checkov"}
+"""A second and more for a template: of a faulty one they are shown what it is about."""
+
+
+def concerned(resources, template):
+    """The resources that are not as in this template, and all that they refer to; all where no resource was changed."""
+    changed = {title for title, body in resources.items() if body != template["Resources"].get(title)}
+    found, more = set(), changed or {*resources}
+    while more:
+        found |= more
+        told = json.dumps([resources[title] for title in found])
+        more = {title for title in resources.keys() - found if f'"{title}"' in told or f"${{{title}" in told}
+    return {title: body for title, body in resources.items() if title in found}
 
 
 @cache

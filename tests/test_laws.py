@@ -9,15 +9,17 @@ from fractions import Fraction
 from itertools import count
 from math import ceil
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lambdas_make import NOON, PLACED, Town, Weighed, applied, instance, od, part, policy, seen, waiting
 
 from capacity.breaker import OFTEN, QUIET, TWICE, tripped_until, with_loss
 from capacity.gpus import Gpu, tasks_worth
+from capacity.moves import Standing, standing
 from capacity.need import needed, tasks_for
-from capacity.nouns import Arrival, Load, Notes, Urgency, Wave
+from capacity.nouns import Arrival, Bad, Load, Notes, Urgency, Wave
 from capacity.policy import decide
+from capacity.trial import PAUSE, PROVEN
 
 law = settings(deadline=None, database=None)
 few = st.integers(0, 4)
@@ -25,12 +27,20 @@ work = st.just(0) | st.integers(0, 8)
 names = st.sampled_from(sorted(PLACED))
 ages = st.sampled_from([timedelta(seconds=m) for m in (5, 60, 240, 360, 900, 3600)])
 moments = ages.map(lambda age: NOON - age)
+moments_if_any = st.none() | moments
 arrivals = st.lists(st.builds(Arrival, ages, few), max_size=3).map(
     lambda found: tuple(sorted(found, key=lambda arrival: arrival.age))
 )
 waves = st.lists(
     st.builds(Wave, moments, st.sampled_from([0.25, 1.0])), max_size=4, unique_by=lambda wave: wave.at
 ).map(lambda found: tuple(sorted(found, key=lambda wave: wave.at)))
+job_seconds = st.none() | st.sampled_from([1.0, 600.0])
+bad = st.lists(
+    st.builds(Bad, st.sampled_from(["i-a", "i-b", "i-c", "i-d", "i-e", "i-f"]), st.booleans(), moments),
+    max_size=6,
+    unique_by=lambda bad: bad.id,
+).map(tuple)
+took_if_any = st.none() | st.sampled_from([timedelta(minutes=1), timedelta(minutes=3)])
 
 
 @st.composite
@@ -74,17 +84,18 @@ def looks(draw, work=work):
                 visible=draw(work),
                 desired=draw(few),
                 arrivals=draw(arrivals),
-                job_seconds=draw(st.none() | st.sampled_from([1.0, 600.0])),
+                job_seconds=draw(job_seconds),
             )
             for service in waiting()
         ),
         requested=draw(st.integers(0, 8)),
         fulfilled=float(sum(counted)),
-        short_since=draw(st.none() | moments),
-        ample_since=draw(st.none() | moments),
+        short_since=draw(moments_if_any),
+        ample_since=draw(moments_if_any),
         waves=draw(waves),
         worked=draw(few),
-        on_demand_took=draw(st.none() | st.sampled_from([timedelta(minutes=1), timedelta(minutes=3)])),
+        bad=draw(bad),
+        on_demand_took=draw(took_if_any),
         on_demand_requested=present + draw(st.integers(-1, 2)) if present else draw(few),
         on_demand_present=present,
         noticed=noticed,
@@ -165,12 +176,17 @@ def leaving(decision):
     return {*acts(decision)} - {*decision.reactivate, *decision.evacuate}
 
 
-def healthy(look, without=()):
+def is_doubted(decision, *, spot):
+    """Whether three of this kind in a row were of no use."""
+    return sum(bad.spot is spot for bad in decision.notes.bad) >= 3
+
+
+def healthy(look):
     """Units that can work now: joined, with a GPU, and nobody wants them gone."""
     return sum(
         i.units
         for i in look.instances
-        if i.joined and i.joined.gpus and not i.joined.draining and i.id not in look.noticed and i.id not in without
+        if i.joined and i.joined.gpus and not i.joined.draining and i.id not in look.noticed
     )
 
 
@@ -207,6 +223,7 @@ def test_work_for_on_demand_alone_leaves_spot_as_it_is(look, chosen, more):
 
     for name in ("spot_target", "healthy_units", "short_since", "terminate_spot"):
         assert part(less, name) == part(greater, name)
+    assume(not is_doubted(greater, spot=False))
     mine = units_of_work(decide(fresh(busier(look, "steady", more)), chosen), chosen, "steady")
     limit = chosen.max_on_demand_units // chosen.on_demand_units * chosen.on_demand_units
     assert greater.on_demand_target >= min(mine, limit)
@@ -281,6 +298,7 @@ def test_what_an_interruption_took_is_made_up_for_at_once(look, chosen):
     whole = fresh(idler(look, "steady", "patient"))
     whole = replace(whole, notes=Notes(worked=decide(whole, chosen).needed_units))
     decision = decide(whole, chosen)
+    assume(not is_doubted(decision, spot=False))
 
     most = chosen.max_on_demand_units // chosen.on_demand_units
     short = decision.needed_units - decision.healthy_units
@@ -293,6 +311,7 @@ def test_a_top_up_stays_until_spot_has_lasted_in_its_place(look, chosen):
     chosen = replace(chosen, on_demand_units=1, max_on_demand_units=99)
     slow = [i if i.spot else od(i.id, tasks=1) if i.joined else replace(i, launched=NOON) for i in look.instances]
     look = fresh(idler(replace(look, instances=tuple(slow), noticed=frozenset()), "patient", "steady"))
+    look = replace(look, notes=replace(look.notes, on_demand_took=None))
     decision = decide(look, chosen)
 
     lasted = [i for i in look.instances if i.spot and i.joined and NOON - i.launched >= chosen.calm]
@@ -315,6 +334,8 @@ def test_a_notice_never_lowers_capacity(look, chosen, data):
 
     before, after = decide(calm, chosen), decide(replace(calm, noticed=frozenset(victims)), chosen)
 
+    # A kind that is doubted is not asked for again as soon as it goes.
+    assume(not is_doubted(after, spot=True))
     assert total_units(before, chosen) <= total_units(after, chosen)
     assert before.services == after.services
 
@@ -369,6 +390,7 @@ def test_jobs_that_are_late_already_get_all_the_help_there_is_work_for(look, cho
     late = fresh(changed(idler(look, "steady", "patient"), "worker", arrivals=came, job_seconds=1200.0))
     loads = {name: replace(load, max_wait=timedelta(hours=2)) for name, load in chosen.loads.items()}
     decision = decide(late, replace(chosen, loads=loads))
+    assume(not is_doubted(decision, spot=False))
 
     short = decision.needed_units - decision.healthy_units
     most = chosen.max_on_demand_units // chosen.on_demand_units
@@ -400,7 +422,7 @@ def test_who_leaves_is_never_missed(look, chosen):
     look = fresh(idler(replace(look, instances=alike, on_demand_requested=9), "patient", "steady"))
     decision = decide(look, chosen)
 
-    assert healthy(look, without=leaving(decision)) >= min(decision.needed_units, healthy(look))
+    assert healthy(applied(look, decision)) >= min(decision.needed_units, healthy(look))
 
 
 @law
@@ -507,6 +529,58 @@ def test_the_breaker_trips_when_spot_was_lost_twice_over(known, taken, left):
         assert sum(wave.share for wave in now if wave.at > until - QUIET - OFTEN) >= TWICE
     assert tripped_until(with_loss((), taken, left, NOON)) is None
     assert with_loss(now, taken, left, NOON) == now
+
+
+# What is of no use
+
+
+def launches(look, decision):
+    """What there is more of, if all is brought that was asked for, and what ends is gone: units of Spot, instances of
+    On-Demand.
+    """
+    spot = (
+        decision.spot_target - look.fulfilled + sum(i.units for i in look.instances if i.id in decision.terminate_spot)
+    )
+    return spot, decision.on_demand_desired - look.on_demand_present + len(decision.replace_on_demand)
+
+
+def is_on_trial(instance, look, chosen):
+    if instance.id in look.noticed or standing(instance, look.at, chosen) not in (Standing.USABLE, Standing.LATE):
+        return False
+    joined = instance.joined
+    return joined is None or joined.running < joined.tasks == 1 or look.at - joined.since < PROVEN
+
+
+@law
+@given(looks(), policies())
+def test_after_three_of_no_use_in_a_row_one_is_tried_each_quarter_of_an_hour(look, chosen):
+    decision = decide(look, chosen)
+
+    for spot, asked in zip((True, False), launches(look, decision), strict=True):
+        if is_doubted(decision, spot=spot):
+            on_trial = any(is_on_trial(i, look, chosen) for i in look.instances if i.spot is spot)
+            due = all(NOON - bad.launched >= PAUSE for bad in decision.notes.bad if bad.spot is spot)
+            assert asked <= (due and not on_trial)
+
+
+@law
+@given(looks(), policies())
+def test_up_to_two_of_no_use_in_a_row_change_nothing(look, chosen):
+    decision = decide(look, chosen)
+    assume(not is_doubted(decision, spot=True) and not is_doubted(decision, spot=False))
+
+    plain = decide(replace(look, notes=replace(look.notes, bad=())), chosen)
+    assert replace(plain, notes=replace(plain.notes, bad=decision.notes.bad)) == decision
+
+
+@law
+@given(looks(), policies(), st.booleans())
+def test_one_that_works_clears_its_kind_of_what_was_launched_before(look, chosen, spot):
+    proof = instance("i-proof", spot=spot, tasks=1, launched=NOON - PROVEN)
+    proven = replace(look, instances=(*look.instances, proof))
+
+    kept = [bad for bad in decide(look, chosen).notes.bad if bad.spot is not spot or bad.launched > proof.launched]
+    assert decide(proven, chosen).notes.bad == tuple(kept)
 
 
 # Where types are weighed
@@ -616,6 +690,34 @@ def test_a_backlog_about_a_threshold_does_not_flap(steps):
         fell = [b.at - a.at for a, b in zip(town.falls, town.falls[1:], strict=False)]
         assert all(pause >= linger for pause in fell)
     assert launches[policy().linger] <= launches[timedelta(0)]
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(st.integers(1, 10), st.integers(10, 90), st.integers(1, 6))
+def test_what_spoils_every_machine_costs_one_of_each_kind_in_a_quarter_of_an_hour_until_it_is_mended(
+    needed, minutes, job
+):
+    town = Town(policy(), job_minutes=job)
+    town.is_spoiled = lambda _: True
+    town.run(minutes=minutes, backlog=needed)
+
+    # What is needed is tried whole until three have failed.
+    assert town.launches <= 2 * (needed + 2 + minutes // 15)
+
+    town.is_spoiled = lambda _: False
+    town.run(minutes=30, backlog=needed)
+    assert town.healthy() >= needed
+    assert not [bad for bad in town.look.notes.bad if bad.spot]
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(st.integers(1, 10), st.integers(1, 10))
+def test_a_single_machine_of_no_use_is_replaced_at_once(needed, bad):
+    town = Town(policy())
+    town.is_spoiled = lambda i: i.id == f"i-{bad:04}"
+    town.run(minutes=4, backlog=needed)
+
+    assert town.launches == needed + (bad <= needed)
 
 
 @settings(max_examples=40, deadline=None, database=None)

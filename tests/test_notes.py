@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lambdas_make import NOON, instance
 
-from capacity.notes import AMPLE_SINCE, ON_DEMAND_TOOK, SHORT_SINCE, WAVES, WORKED, moment, read, written
-from capacity.nouns import Notes, Wave
+from capacity.notes import AMPLE_SINCE, BAD, ON_DEMAND_TOOK, SHORT_SINCE, WAVES, WORKED, moment, read, written
+from capacity.nouns import Bad, Notes, Wave
 from capacity.pools import MOST_TAKEN, Taken, by_pool, with_taken
 from templates.fleet import FLEET_NOTES
 
 seconds = st.integers(1_700_000_000, 2_000_000_000).map(lambda at: datetime.fromtimestamp(at, UTC))
+machines = st.integers(0, 16**17 - 1).map(lambda n: f"i-{n:017x}")
+bad = st.tuples(*[st.lists(st.builds(Bad, machines, st.just(spot), seconds), max_size=3) for spot in (True, False)])
 all_notes = st.builds(
     Notes,
     short_since=st.none() | seconds,
@@ -20,6 +22,7 @@ all_notes = st.builds(
     waves=st.lists(st.builds(Wave, seconds, st.integers(1, 100).map(lambda n: n / 100)), max_size=15).map(tuple),
     worked=st.integers(0, 10_000),
     on_demand_took=st.none() | st.integers(0, 3600).map(lambda s: timedelta(seconds=s)),
+    bad=bad.map(lambda kinds: (*kinds[0], *kinds[1])),
 )
 
 
@@ -43,12 +46,20 @@ def test_the_tags_can_be_read_by_people():
         "spindrift:worked": "12",
         "spindrift:on-demand-took": "96",
     }
+    assert written(Notes(bad=(Bad("i-1", True, NOON), Bad("i-2", False, NOON)))) == {
+        "spindrift:bad": "i-1=spot=1714564800 i-2=on-demand=1714564800"
+    }
     assert written(Notes()) == {}
 
 
 def test_the_function_may_write_all_of_it_and_nothing_else():
     everything = Notes(
-        short_since=NOON, ample_since=NOON, waves=(Wave(NOON, 1.0),), worked=1, on_demand_took=timedelta(minutes=1)
+        short_since=NOON,
+        ample_since=NOON,
+        waves=(Wave(NOON, 1.0),),
+        worked=1,
+        on_demand_took=timedelta(minutes=1),
+        bad=(Bad("i-1", True, NOON),),
     )
 
     assert sorted(written(everything)) == sorted(FLEET_NOTES)
@@ -58,7 +69,7 @@ def test_the_function_may_write_all_of_it_and_nothing_else():
     "tags",
     [{}, {SHORT_SINCE: "yesterday"}, {AMPLE_SINCE: "2024-05-01T12:00:00"}, {WAVES: "1=2=3"}, {WAVES: "now=0.5"},
      {WAVES: "99999999999999999999=0.5"}, {WAVES: "1714564800=half"}, {WORKED: "-1"}, {WORKED: "many"}, {WORKED: "1000000000"}, {ON_DEMAND_TOOK: "1.5"},
-     {ON_DEMAND_TOOK: "999999999999"}],
+     {ON_DEMAND_TOOK: "999999999999"}, {BAD: "i-1"}, {BAD: "i-1=spare=1714564800"}, {BAD: "i-1=spot=soon"}, {BAD: "i-1=spot=99999999999999999999"}],
 )  # fmt: skip
 def test_what_makes_no_sense_is_no_note(tags):
     assert read(tags) == Notes()

@@ -13,10 +13,11 @@ NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
 class Queue:
     def __init__(self):
-        self.batches, self.fails = [], False
+        self.batches, self.fails, self.refused = [], False, 0
 
     def delete(self, messages):
         if self.fails:
+            self.refused += 1
             raise Trouble("delete: Throttled")
         self.batches.append([each.body for each in messages])
 
@@ -54,7 +55,7 @@ def test_a_delete_that_fails_holds_up_no_other():
     queue.fails = True
     for each in messages(10):
         outbox.delete(each)
-    time.sleep(0.1)
+    until(lambda: queue.refused)
     queue.fails = False
     outbox.delete(messages(1)[0])
     outbox.close()

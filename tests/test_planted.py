@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 
 PURE = Path(__file__).parent.parent / "lambdas" / "capacity"
 THOROUGH = settings(max_examples=3000, phases=[Phase.generate], database=None, deadline=None, derandomize=True)
-PARTS = ("breaker", "gpus", "moves", "need", "pace", "topup", "policy")
+PARTS = ("breaker", "gpus", "moves", "need", "pace", "topup", "trial", "policy")
 
 FAULTS = [
     ("work in flight is forgotten", "need", "service.backlog / load.jobs", "service.visible / load.jobs", "every_unit_of_work_counts_wherever_it_waits"),
@@ -40,6 +40,11 @@ FAULTS = [
     ("who has work is ended once drained", "moves", "leaves = None if joined.tasks else end", "leaves = end", "scale_in_touches_nobody_who_works"),
     ("what boots ends while it is needed", "moves", "or units <= spare else None", "or True else None", "what_boots_has_time_to_join_while_it_is_needed"),
     ("one wave trips the breaker", "breaker", ">= TWICE", ">= 1.0", "the_breaker_trips_when_spot_was_lost_twice_over"),
+    ("machines of no use are replaced for ever", "trial", ">= IN_A_ROW\n", "> IN_A_ROW\n", "after_three_of_no_use_in_a_row_one_is_tried_each_quarter_of_an_hour"),
+    ("a second is tried while the first is on trial", "trial", "another = is_due and all(", "another = is_due or all(", "after_three_of_no_use_in_a_row_one_is_tried_each_quarter_of_an_hour"),
+    ("what worked before they came proves them well", "trial", "all(bad.launched > proof for proof in proofs)", "not proofs", "one_that_works_clears_its_kind_of_what_was_launched_before"),
+    ("nothing proves a kind well again", "trial", " and all(bad.launched > proof for proof in proofs))", ")", "what_spoils_every_machine_costs_one_of_each_kind_in_a_quarter_of_an_hour_until_it_is_mended"),
+    ("one of no use is one too many", "trial", "IN_A_ROW = 3", "IN_A_ROW = 1", "up_to_two_of_no_use_in_a_row_change_nothing"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from lambdas_make import LONG_AGO, NOON, applied, instance, od, part, placed, policy, seen, waiting
 
-from capacity.nouns import Arrival, Load, Notes, Service, Urgency, Wave
+from capacity.nouns import Arrival, Bad, Load, Notes, Service, Urgency, Wave
 from capacity.policy import decide
 
 JUST_NOW = NOON - timedelta(seconds=10)
@@ -737,6 +737,8 @@ def test_the_last_to_join_tells_how_soon_instances_come():
         ("under notice: it did until now", seen(2, [instance("i-1"), instance("i-2")], noticed=frozenset({"i-1"})), 2),
         ("what boots never worked", seen(2, [instance("i-1", joined=False, launched=JUST_NOW)]), 0),
         ("taken before it worked", seen(2, [instance("i-1", joined=False)], noticed=frozenset({"i-1"})), 0),
+        ("Spot that leaves", seen(2, [instance("i-1", draining=True, tasks=1)]), 0),
+        ("Spot that comes back", seen(2, [instance("i-1", draining=True, surplus=True)]), 1),
         ("On-Demand that leaves", seen(2, [od("i-1", draining=True, tasks=1)]), 0),
         ("On-Demand that rests", seen(2, [od("i-1", draining=True, surplus=True)]), 1),
         ("On-Demand that is taken", seen(2, [od("i-1")], noticed=frozenset({"i-1"})), 0),
@@ -821,6 +823,94 @@ def test_waves_are_forgotten_in_time_and_number():
     assert decide(look, policy()).notes.waves == (*many[-14:], Wave(NOON, 1.0))
 
 
+# What is of no use
+
+
+def ago(minutes):
+    return NOON - timedelta(minutes=minutes)
+
+
+def bad(*minutes, spot=True):
+    """Machines of no use that were launched so many minutes ago."""
+    return tuple(Bad(f"i-bad-{minute}", spot, ago(minute)) for minute in sorted(minutes, reverse=True))
+
+
+FRESH, DUE = bad(4, 4.1, 4.2), bad(15, 16, 17)
+
+
+@pytest.mark.parametrize(
+    "case, look, target",
+    [
+        ("two in a row: the others are asked for at once", seen(5, bad=bad(4, 5)), 5),
+        ("three in a row: none so soon", seen(5, bad=FRESH), 0),
+        ("a quarter of an hour after the last: one", seen(5, bad=DUE), 1),
+        ("the last one counts", seen(5, bad=bad(14, 15, 16)), 0),
+        ("it boots: no other", seen(5, [instance("i-1", joined=False, launched=ago(1))], bad=DUE), 1),
+        ("it is late: no other", seen(5, [instance("i-1", joined=False, launched=ago(6))], bad=DUE), 1),
+        ("it has just joined", seen(5, [instance("i-1", tasks=1, launched=ago(4))], bad=DUE), 1),
+        ("it pulls its image", seen(5, [instance("i-1", tasks=1, pulls=1, launched=ago(9))], bad=DUE), 1),
+        ("it has had no task: it proves nothing, and another is due", seen(5, [instance("i-1", launched=ago(9))], bad=DUE), 2),
+        ("it works", seen(5, [instance("i-1", tasks=1, launched=ago(5))], bad=DUE), 5),
+        ("it worked before", seen(5, [instance("i-1", tasks=1, launched=ago(16))], bad=bad(15, 15.1, 15.2)), 2),
+        ("it was launched with them", seen(5, [instance("i-1", tasks=1, launched=ago(17))], bad=tuple(replace(one, launched=ago(17)) for one in DUE)), 5),
+        ("those that work stay", seen(5, [instance("i-1", tasks=1), instance("i-2", tasks=1)], bad=FRESH), 2),
+        ("what rests comes back", seen(1, [instance("i-1", draining=True, surplus=True)], bad=FRESH), 1),
+        ("one under notice is not replaced", seen(5, [instance("i-1", tasks=1)], fulfilled=0.0, noticed=frozenset({"i-1"}), bad=FRESH), 0),
+        ("On-Demand was of no use, and Spot is", seen(5, bad=bad(4, 5, 6, spot=False)), 5),
+        ("after two hours nobody remembers", seen(5, bad=bad(118, 119, 120)), 5),
+        ("after less they do", seen(5, bad=bad(117, 118, 119)), 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_after_three_machines_of_no_use_one_is_tried_at_a_time(case, look, target):
+    assert decide(look, policy()).spot_target == target
+
+
+@pytest.mark.parametrize(
+    "case, there, known, remembered",
+    [
+        ("a worker says so", [instance("i-1", draining=True)], (), ["i-1"]),
+        ("it joined without a GPU", [instance("i-2", gpus=0)], (), ["i-2"]),
+        ("it never joined", [instance("i-3", joined=False)], (), ["i-3"]),
+        ("somebody drained it", [instance("i-4", draining=True)], (), []),
+        ("it is heard of again", [instance("i-1", draining=True)], (Bad("i-1", True, LONG_AGO),), ["i-1"]),
+        ("the latest three are known", [instance("i-2", gpus=0)], bad(50, 40, 30, 20), ["i-bad-40", "i-bad-30", "i-bad-20"]),
+        ("three of each kind", [od("i-2", gpus=0)], bad(50, 40, 30), ["i-bad-50", "i-bad-40", "i-bad-30", "i-2"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_was_of_no_use_is_remembered(case, there, known, remembered):
+    look = seen(1, there, bad=known, broken=frozenset({"arn/i-1"}))
+
+    assert [one.id for one in decide(look, policy()).notes.bad] == remembered
+
+
+def test_what_boots_slowly_is_given_its_time_although_others_were_of_no_use():
+    late = [instance(f"i-{n}", joined=False, launched=ago(6)) for n in range(2)]
+    decision = decide(seen(5, late, bad=bad(6, 6.1, 6.2)), policy())
+
+    assert (decision.spot_target, decision.terminate_spot) == (2, ())
+
+
+def test_one_under_notice_that_never_joined_was_taken_and_not_broken():
+    look = seen(1, [instance("i-1", joined=False)], noticed=frozenset({"i-1"}))
+
+    assert decide(look, policy()).notes.bad == ()
+
+
+def test_on_demand_of_no_use_is_tried_one_at_a_time_too():
+    short = {"short_since": NOON - TOO_LONG}
+    there = [od(f"i-{n}", draining=True) for n in range(3)]
+    heard = frozenset(f"arn/i-{n}" for n in range(3))
+
+    first = decide(seen(5, there, broken=heard, **short), policy())
+    assert (first.on_demand_desired, len(first.terminate_on_demand), first.replace_on_demand) == (3, 2, ("i-0",))
+    assert applied(seen(5, there, broken=heard, **short), first).on_demand_requested == 1
+    young = tuple(replace(one, spot=False) for one in FRESH)
+    assert decide(seen(5, bad=young, **short), policy()).on_demand_desired == 0
+    assert decide(seen(5, bad=bad(15, 16, 17, spot=False), **short), policy()).on_demand_desired == 1
+
+
 @pytest.mark.parametrize("urgency", Urgency)
 def test_work_for_on_demand_alone_waits_for_no_urgency(urgency):
     assert decide(seen(services=waiting(steady=2)), placed(urgency=urgency)).on_demand_desired == 2
@@ -894,6 +984,16 @@ def test_a_loss_seen_by_one_pass_only_stays_made_up_for():
         (seen(services=waiting(steady=10)), "10 units needed, 10 of them On-Demand alone, Spot is whole"),
         (seen(1, [instance("i-1"), od("i-2")]), "1 units needed, Spot is whole and calm: On-Demand leaves"),
         (
+            seen(2, [instance("i-1")], bad=(Bad("i-7", True, NOON), Bad("i-8", True, NOON), Bad("i-9", True, NOON))),
+            "2 units needed, Spot has 1 more to bring; the last 3 Spot machines were of no use (i-7, i-8, i-9): "
+            "one is tried every 15 min",
+        ),
+        (
+            seen(1, [instance("i-1")], bad=tuple(Bad(f"i-{n}", False, NOON) for n in (7, 8, 9))),
+            "1 units needed, Spot is whole; the last 3 On-Demand machines were of no use (i-7, i-8, i-9): "
+            "one is tried every 15 min",
+        ),
+        (
             seen(1, [instance("i-1", launched=JUST_NOW), od("i-2")]),
             "1 units needed, Spot is whole but not calm yet: On-Demand stays",
         ),
@@ -964,6 +1064,18 @@ def test_what_lingers_is_counted_in_whole_gpus(case, work, desired, expected, li
     assert (decision.services["worker"], decision.notes.ample_since is not None) == (expected, lingers)
 
 
+def test_what_leaves_gets_no_task_and_what_comes_back_does():
+    chosen = policy(
+        loads={"worker": Load(jobs_per_task=1, max_tasks=99, units_per_task=1)}, max_units=99, least=Fraction(7)
+    )
+    [stays, leaves] = heavy(2)
+    leaves = replace(leaves, joined=replace(leaves.joined, draining=True))
+
+    # Ten units are done where it stays, and ten more by two GPUs of the least type, which are to come.
+    assert decide(seen(20, [stays, leaves]), chosen).services == {"worker": 3}
+    assert decide(seen(20, [stays, replace(leaves, surplus=True)]), chosen).services == {"worker": 2}
+
+
 def test_jobs_are_timed_by_tasks_and_needed_in_units():
     """A GPU worth ten does in a minute what a unit does in ten: half an hour of it is five hours of units."""
     load = Load(jobs_per_task=1000, max_tasks=99, units_per_task=1, max_wait=timedelta(hours=1))
@@ -975,3 +1087,28 @@ def test_jobs_are_timed_by_tasks_and_needed_in_units():
 
     assert tasks == 5
     assert 10 * (tasks - 1) < units <= 10 * tasks
+
+
+@pytest.mark.parametrize("worth", [1, 10])
+def test_late_jobs_get_as_many_machines_whatever_a_machine_is_worth(worth):
+    """Sixty jobs of a minute: twenty-four tasks do them in two minutes and a half, and one is there."""
+    load = Load(jobs_per_task=1000, max_tasks=999, units_per_task=1, max_wait=HOUR)
+    chosen = policy(
+        loads={"worker": load},
+        max_units=999,
+        max_on_demand_units=999,
+        on_demand_units=worth,
+        urgency=Urgency.DEADLINE,
+        least=Fraction(worth),
+    )
+    came = (Arrival(HOUR, 60),)
+    late = Service(name="worker", visible=60, in_flight=0, delayed=0, desired=1, arrivals=came, job_seconds=60.0)
+
+    assert decide(seen(0, heavy(1, worth), services=(late,)), chosen).on_demand_desired == 23
+
+
+def test_tasks_of_two_units_linger_whole():
+    load = Load(jobs_per_task=1, max_tasks=4, units_per_task=2)
+    look = seen(1, [instance(f"i-{n}", tasks=1) for n in range(6)], desired=3)
+
+    assert decide(look, policy(loads={"worker": load})).services == {"worker": 3}

@@ -182,7 +182,7 @@ def test_what_a_command_leaves_in_the_background_ends_with_it(program, scratch, 
     assert outcome.code == {"it ends": DONE, "its time is up": 1, "it is killed": -9}[end]
     assert "time-out" in outcome.error or end != "its time is up"
     pids = [int((scratch / name).read_text()) for name in ("pid", "pid2")]
-    until(lambda: not any(alive(pid) for pid in pids), 2)
+    until(lambda: not any(alive(pid) for pid in pids))
     assert run(program("true"), scratch) == Outcome(DONE)
 
 
@@ -199,7 +199,7 @@ Processor("gpu_worker.command:process", options).run(Path("input"), Path("output
     with subprocess.Popen([sys.executable, "-c", worker], cwd=scratch) as process:
         pid = until(lambda: (scratch / "pid").exists() and (scratch / "pid").read_text().strip())
         process.kill()
-    until(lambda: not alive(pid), 5)
+    until(lambda: not alive(pid))
 
 
 def test_a_callable_s_helpers_end_with_it(bring, scratch):
@@ -214,7 +214,7 @@ def test_a_callable_s_helpers_end_with_it(bring, scratch):
         """
     )
     assert "time-out" in run(processor, scratch, timedelta(seconds=1)).error
-    until(lambda: not alive((scratch / "pid").read_text()), 2)
+    until(lambda: not alive((scratch / "pid").read_text()))
 
 
 def test_a_death_is_noticed_though_what_was_forked_holds_the_wire_open(bring, scratch):
@@ -232,7 +232,7 @@ def test_a_death_is_noticed_though_what_was_forked_holds_the_wire_open(bring, sc
         """
     )
     assert run(processor, scratch).code == -11
-    until(lambda: not alive((scratch / "pid").read_text()), 2)
+    until(lambda: not alive((scratch / "pid").read_text()))
 
 
 def test_an_answer_is_heard_though_whoever_gave_it_is_dead_by_then(bring, scratch):

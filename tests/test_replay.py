@@ -291,11 +291,12 @@ def test_the_policy_sees_who_ends_its_job_before_it_leaves(monkeypatch):
     assert [i.spot for i in looks[-1].instances] == [True, True]
 
 
-def test_on_demand_that_does_not_join_is_replaced():
-    bill = lived(market(2, 0, 0, 0), Shipped(policy()), on_demand=1900.0)
+@pytest.mark.parametrize("every_minute", [False, True])
+def test_on_demand_that_does_not_join_is_replaced_until_it_is_doubted(every_minute):
+    bill = lived(market(2, 0, 0, 0), Shipped(policy(), every_minute=every_minute), on_demand=1900.0)
 
-    # Bought at 600, given up and bought again at 1200 and 1800.
-    assert bill.launches == 2 + 3 * 2
+    # Two bought at 600, given up and bought again at 1200, given up at 1800; one is tried a quarter of an hour after.
+    assert bill.launches == 2 + 2 * 2 + 1
 
 
 class Drains(Follow):

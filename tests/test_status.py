@@ -560,4 +560,4 @@ def test_a_stack_that_is_none_of_ours_is_the_operators_mistake(cloud):
     laptop.client("cloudformation").create_stack(StackName="other", TemplateBody=queue_only)
 
     assert run(laptop, "--stack", "none") == (2, "there is no stack none in us-east-1\n")
-    eventually(lambda: "none of our stacks" in run(laptop, "--stack", "other")[1], within=10, what="a refusal")
+    eventually(lambda: "none of our stacks" in run(laptop, "--stack", "other")[1], within=20, what="a refusal")

@@ -181,8 +181,8 @@ def test_a_notice_drains_the_instance_tops_up_and_moves_the_work(story: Story):
         """On-Demand instances; called off again should Spot bring another in the meantime."""
         return [order["desired"] for order in story.cloud.remote.do("diary", what="group desired")]
 
-    story.until(lambda _: victim in story.subjects("draining"), "DRAINING", 10)
-    story.until(lambda _: any(ordered()), "a top-up", 5)
+    story.until(lambda _: victim in story.subjects("draining"), "DRAINING", 20)
+    story.until(lambda _: any(ordered()), "a top-up", 20)
 
 
 def test_a_worker_killed_in_mid_job_loses_nothing(story: Story):

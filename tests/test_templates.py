@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,12 @@ DIRECT = {
 
 
 def text(**table):
-    return rendered(STACKS["cluster"](Settings.read(table), ASSETS))
+    return written(json.dumps(table))
+
+
+@cache
+def written(table):
+    return rendered(STACKS["cluster"](Settings.read(json.loads(table)), ASSETS))
 
 
 def template(**table):

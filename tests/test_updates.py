@@ -175,7 +175,7 @@ def both_ways(before, after):
 
 
 def words(template, titles):
-    kinds = {settled(template, True)["Resources"][title]["Type"] for title in titles}
+    kinds = {template["Resources"][title]["Type"] for title in titles}
     return {WORDS.get(kind, "the network" if kind.startswith("AWS::EC2::") else kind) for kind in kinds}
 
 
@@ -328,7 +328,7 @@ def test_the_page_says_so_too(golden):
 def row(key, *ways, anew):
     gone = {title: stays for old, new in ways for title, stays in removed(old, new).items()}
     types = {
-        settled(old, True)["Resources"][title]["Type"].removeprefix("AWS::")
+        old["Resources"][title]["Type"].removeprefix("AWS::")
         for old, new in ways
         for title, stays in removed(old, new).items()
         if not stays

@@ -11,14 +11,15 @@ from math import ceil
 
 from capacity.nouns import Instance, Placement, Policy, Seen
 
-NOTHING = Fraction(0)
+Worth = int | Fraction
+"""Units. Whole ones are an int: a replay adds them by the million, and a Fraction is added thirty times slower."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Gpu:
     """One that tasks may have, and its units."""
 
-    worth: Fraction
+    worth: Worth
     spot: bool
 
 
@@ -32,26 +33,30 @@ class Share:
 
 def of(instances: Iterable[Instance]) -> list[Gpu]:
     """Their GPUs, the least first."""
-    return sorted(Gpu(i.worth, i.spot) for i in instances for _ in range(int(i.units / i.worth)))
+    found: list[Gpu] = []
+    for instance in instances:
+        worth = _plain(instance.worth)
+        found += [Gpu(worth, instance.spot)] * (instance.units // worth)
+    return sorted(found, key=lambda gpu: (gpu.worth, gpu.spot))
 
 
-def tasks_worth(units: int, there: Sequence[Fraction], least: Fraction) -> int:
+def tasks_worth(units: int, there: Sequence[Worth], least: Worth) -> int:
     """The fewest tasks that are worth so many units, on whichever GPUs ECS places them.
 
     `there` are the GPUs that are, the least first; each that is yet to come is worth `least` or more.
     """
-    sums = [*accumulate(there, initial=NOTHING)]
+    sums = [*accumulate(there, initial=0)]
     if units <= sums[-1]:
         return bisect_left(sums, units)
-    return len(there) + ceil((units - sums[-1]) / least)
+    return len(there) + ceil(Fraction(units - sums[-1]) / least)
 
 
 def shares(units: Mapping[str, int], gpus: Sequence[Gpu], policy: Policy) -> dict[str, Share]:
     """The tasks that are worth so many units, by service."""
 
-    def share(wanted: int, there: Sequence[Fraction]) -> Share:
+    def share(wanted: int, there: Sequence[Worth]) -> Share:
         tasks = tasks_worth(wanted, there, policy.least)
-        return Share(tasks, max(Fraction(wanted), sum(there[:tasks], NOTHING)))
+        return Share(tasks, Fraction(max(wanted, sum(there[:tasks]))))
 
     return dict(_dealt(units, gpus, policy, share))
 
@@ -59,14 +64,14 @@ def shares(units: Mapping[str, int], gpus: Sequence[Gpu], policy: Policy) -> dic
 def shares_of(tasks: Mapping[str, int], gpus: Sequence[Gpu], policy: Policy) -> dict[str, Share]:
     """What so many tasks are worth, by service."""
 
-    def share(count: int, there: Sequence[Fraction]) -> Share:
-        return Share(count, max(count * policy.least, sum(there[:count], NOTHING)))
+    def share(count: int, there: Sequence[Worth]) -> Share:
+        return Share(count, max(count * policy.least, Fraction(sum(there[:count]))))
 
     return dict(_dealt(tasks, gpus, policy, share))
 
 
 def _dealt(
-    wanted: Mapping[str, int], gpus: Sequence[Gpu], policy: Policy, share: Callable[[int, Sequence[Fraction]], Share]
+    wanted: Mapping[str, int], gpus: Sequence[Gpu], policy: Policy, share: Callable[[int, Sequence[Worth]], Share]
 ) -> Iterator[tuple[str, Share]]:
     """One service after the other takes the least GPUs that it may have, none takes another's."""
     free = list(gpus)
@@ -97,3 +102,7 @@ def worth_of_a_task(seen: Seen, policy: Policy) -> float:
         return float(sum(worth * there.tasks for worth, there in joined) / at_work)
     count = sum(there.gpus for _, there in joined)
     return float(sum(worth * there.gpus for worth, there in joined) / count if count else policy.least)
+
+
+def _plain(worth: Fraction) -> Worth:
+    return worth.numerator if worth.denominator == 1 else worth

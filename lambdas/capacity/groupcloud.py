@@ -84,7 +84,7 @@ class Aws(Account):
             for kind, units in decision.grow.items():
                 put_off += self._execute(self._settings.grow[kind], units)
             self._remember(_written(seen.notes, seen.idle_since), _written(decision.notes, decision.idle_since))
-            put_off += self._replace(decision.replace)
+            put_off += self._end_idle(decision.replace, decision.give_up)
             if decision.shrink:
                 put_off += self._shrink(decision)
         return put_off + self._note_taken(seen, decision.taken)
@@ -142,14 +142,15 @@ class Aws(Account):
         group = self._settings.spot_group
         return {"ResourceId": group, "ResourceType": "auto-scaling-group", "Key": key, "PropagateAtLaunch": False}
 
-    def _replace(self, instances: tuple[str, ...]) -> list[str]:
-        """End what is of no use, for the group to launch others, after a last look: what has work by now stays."""
+    def _end_idle(self, replace: tuple[str, ...], give_up: tuple[str, ...]) -> list[str]:
+        """End what is of no use, for the group to launch others or not, after a last look: what has work stays."""
+        instances = replace + give_up
         if not instances:
             return []
         busy = {c["ec2InstanceId"] for c in self._joined(instances) if tasks(c)}
         for instance in instances:
             if instance not in busy:
-                self._end(instance, replace=True)
+                self._end(instance, replace=instance in replace)
         return [f"{instance} stays: it has work by now" for instance in sorted(busy)]
 
     def _shrink(self, decision: GroupDecision) -> list[str]:

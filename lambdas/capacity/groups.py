@@ -19,6 +19,7 @@ from capacity.moves import Standing, standing
 from capacity.need import Needed, limits, most_on_demand, needed, units_for
 from capacity.nouns import Instance, Notes, Policy, Seen
 from capacity.topup import doomed
+from capacity.trial import doubts, in_a_row, is_doubted, tried
 from capacity.worth import DEAR
 
 
@@ -82,6 +83,8 @@ class GroupDecision:
     """To be emptied."""
     replace: tuple[str, ...] = ()
     """Of no use, and idle: their group launches others."""
+    give_up: tuple[str, ...] = ()
+    """The same of a kind that is doubted: their group becomes smaller by each."""
     evacuate: tuple[str, ...] = ()
     """Under notice for a while and still ACTIVE: the messenger was lost, or came before the instance had joined."""
     taken: tuple[str, ...] = ()
@@ -94,17 +97,22 @@ def decide(seen: SeenGroups, policy: GroupPolicy) -> GroupDecision:
     work = needed(units, policy)
     usable = [i for i in seen.instances if i.id not in seen.noticed and standing(i, seen.at, policy) is Standing.USABLE]
     have = sum(i.units for i in usable if i.spot)
-    choice = _choose(seen, policy, work, have)
+    bad = in_a_row(seen, policy)
+    choice = _choose(seen, policy, work, have, is_doubted(bad, spot=False))
 
     asked = {Kind.SPOT: seen.requested, Kind.ON_DEMAND: seen.on_demand_requested}
     ready = {Kind.SPOT: int(seen.fulfilled), Kind.ON_DEMAND: seen.on_demand_in_service}
-    wanted = {Kind.SPOT: choice.spot, Kind.ON_DEMAND: choice.on_demand}
+    wanted = {
+        Kind.SPOT: tried(choice.spot, seen, bad, policy, spot=True),
+        Kind.ON_DEMAND: tried(choice.on_demand, seen, bad, policy, spot=False),
+    }
     idle = not any(service.backlog for service in seen.services) and any(asked.values())
     idle_since = (seen.idle_since or seen.at) if idle else None
     shrink: tuple[Kind, ...] = ()
     if idle_since is not None and seen.at - idle_since >= policy.grace:
         shrink = tuple(kind for kind in Kind if asked[kind])
-    replace = tuple(i.id for i in seen.instances if _is_useless(i, seen, policy)) if work.units else ()
+    useless = [i for i in seen.instances if _is_useless(i, seen, policy)] if work.units else []
+    replace = tuple(i.id for i in useless if not is_doubted(bad, spot=i.spot))
 
     return GroupDecision(
         reason="; ".join(
@@ -112,20 +120,24 @@ def decide(seen: SeenGroups, policy: GroupPolicy) -> GroupDecision:
                 choice.why if work.units else _why_idle(idle_since, bool(shrink), policy),
                 *limits(units, policy),
                 *([f"{len(replace)} of no use are replaced"] if replace else []),
+                *(doubts(bad) if work.units else []),
             ]
         ),
         needed_units=work.units,
         healthy_units=have,
         noticed_units=doomed(seen),
-        spot_target=0 if shrink else max(seen.requested, choice.spot),
-        on_demand_target=0 if shrink else max(seen.on_demand_requested, choice.on_demand) * policy.on_demand_units,
+        spot_target=0 if shrink else max(seen.requested, wanted[Kind.SPOT]),
+        on_demand_target=0
+        if shrink
+        else max(seen.on_demand_requested, wanted[Kind.ON_DEMAND]) * policy.on_demand_units,
         top_up_units=max(0, choice.on_demand - ceil(work.on_demand / policy.on_demand_units)) * policy.on_demand_units,
-        notes=Notes(short_since=(seen.notes.short_since or seen.at) if have < work.spot else None),
+        notes=Notes(short_since=(seen.notes.short_since or seen.at) if have < work.spot else None, bad=bad),
         idle_since=idle_since,
         # What is in service beyond what is asked for is about to leave: the next look tells.
         grow={kind: wanted[kind] - ready[kind] for kind in Kind if wanted[kind] > max(asked[kind], ready[kind])},
         shrink=shrink,
         replace=replace,
+        give_up=tuple(i.id for i in useless if is_doubted(bad, spot=i.spot)),
         evacuate=tuple(i.id for i in seen.instances if i.id in seen.overdue and i.joined and not i.joined.draining),
         taken=tuple(i.id for i in seen.instances if i.spot and i.id in seen.noticed),
     )
@@ -140,16 +152,17 @@ class _Choice:
     why: str
 
 
-def _choose(seen: SeenGroups, policy: GroupPolicy, work: Needed, have: int) -> _Choice:
+def _choose(seen: SeenGroups, policy: GroupPolicy, work: Needed, have: int, on_demand_is_doubted: bool) -> _Choice:
     """Which group does what is missing.
 
     Spot, unless it costs what On-Demand costs, and until it has been short for `patience`, or did not launch for so
-    long just before. What On-Demand may not do or cannot launch is Spot's at any price, which is never above
-    On-Demand's. A price that is not known speaks for Spot.
+    long just before. What On-Demand may not do, or cannot launch, or launches in vain, is Spot's at any price, which is
+    never above On-Demand's. A price that is not known speaks for Spot.
     """
     shortage = max(0, work.shared - have)
     share, failing = seen.spot_share, seen.failing.get(Kind.SPOT)
-    dear = share is not None and share >= DEAR and not _lasts(seen.failing.get(Kind.ON_DEMAND), seen.at, policy)
+    hopeless = on_demand_is_doubted or _lasts(seen.failing.get(Kind.ON_DEMAND), seen.at, policy)
+    dear = share is not None and share >= DEAR and not hopeless
     late = any(_lasts(since, seen.at, policy) for since in (seen.notes.short_since, failing))
     most = most_on_demand(policy)
     aid = min(shortage, most * policy.on_demand_units - work.on_demand) if dear or late else 0

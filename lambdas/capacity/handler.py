@@ -97,7 +97,9 @@ def run(
         machines = sorted({item.container_instance for item in broken})
         _log("drained", why="its GPU is broken, as a worker there found", container_instances=machines, failed=kept)
 
-    if any(not isinstance(item, Ignored) for item in everything) and (len(heard) < FULL or MINUTE in everything):
+    # Of a broken machine nothing tells but this batch.
+    is_due = len(heard) < FULL or MINUTE in everything or bool(broken)
+    if any(not isinstance(item, Ignored) for item in everything) and is_due:
         _pass(cloud, settings, decide, everything, notices, clock().replace(microsecond=0))
     elif notices:
         _log("measured", why="a look follows", **embedded(settings.stack, notices, clock()))
@@ -125,10 +127,11 @@ def _pass(
 ) -> None:
     noticed = {item.instance for item in heard if isinstance(item, Notice) and item.leaving}
     warned = frozenset(item.instance for item in heard if isinstance(item, Notice) and not item.leaving)
+    broken = frozenset(item.container_instance for item in heard if isinstance(item, Broken))
     try:
         seen = cloud.look(now)
-        # A notice just heard may not show in what EC2 says yet, and a recommendation never does.
-        seen = replace(seen, noticed=seen.noticed | noticed, warned=warned)
+        # A notice just heard may not show in what EC2 says yet; a recommendation and a broken GPU never do.
+        seen = replace(seen, noticed=seen.noticed | noticed, warned=warned, broken=broken)
         decision = decide(seen, settings.policy)
         put_off = cloud.apply(seen, decision)
     except (CouldNotLook, CouldNotApply) as error:

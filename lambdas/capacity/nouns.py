@@ -105,6 +105,15 @@ class Wave:
     share: float
 
 
+@dataclass(frozen=True)
+class Bad:
+    """A machine that was of no use: its GPU was broken, or it joined without one, or it never joined."""
+
+    id: str
+    spot: bool
+    launched: datetime
+
+
 @dataclass(frozen=True, kw_only=True)
 class Notes:
     """What a pass leaves for the next one: AWS does not tell it, and memory does not last."""
@@ -119,6 +128,8 @@ class Notes:
     """The most units that were at work at once on what On-Demand may make up for, while so much was needed."""
     on_demand_took: timedelta | None = None
     """From its launch until it joined: the On-Demand instance that joined last."""
+    bad: tuple[Bad, ...] = ()
+    """Of each kind the latest, since one that works was launched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +138,8 @@ class Seen:
 
     `requested` is the fleet's target in units, `fulfilled` what it counts as its own. `noticed` are instances that will
     be taken, `overdue` those of them whose messenger would have been here by now; `warned` those for which a
-    recommendation to replace them was just heard.
+    recommendation to replace them was just heard. `broken` are container instances of which a worker has just told that
+    their GPU is broken.
     """
 
     at: datetime
@@ -141,6 +153,7 @@ class Seen:
     noticed: frozenset[str] = frozenset()
     overdue: frozenset[str] = frozenset()
     warned: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
 
 
 # What was chosen

@@ -18,6 +18,7 @@ from capacity.need import Needed, limits, lingering, needed, tasks_for, units_fo
 from capacity.nouns import Decision, Instance, Notes, Policy, Seen
 from capacity.pace import comes_in_time, on_demand_took
 from capacity.topup import doomed, top_up
+from capacity.trial import doubts, in_a_row, tried
 
 
 def decide(seen: Seen, policy: Policy) -> Decision:
@@ -32,11 +33,13 @@ def decide(seen: Seen, policy: Policy) -> Decision:
     risky = _at_risk(seen, policy)
     twice = min(sum(i.units for i in seen.instances if i.id in risky), ceil(held.spot * policy.risk_share))
     took = on_demand_took(seen)
+    bad = in_a_row(seen, policy)
+    lasting, all_spot = (tried(units, seen, bad, policy, spot=True) for units in (held.spot, held.spot + twice))
     spot = moves(
         (i for i in staying if i.spot),
         Wanted(
-            units=held.spot + twice,
-            floor=held.spot,
+            units=all_spot,
+            floor=lasting,
             calm=timedelta(0) if comes_in_time(took) else policy.calm,
             size=lambda i: i.units,
             may_be_relieved=lambda i: i.id in risky,
@@ -55,8 +58,10 @@ def decide(seen: Seen, policy: Policy) -> Decision:
         ),
         worked=min(now.shared, max(seen.notes.worked, spot.joined + _helping(seen, now, taken))),
         on_demand_took=took,
+        bad=bad,
     )
     wanted, why = top_up(seen, policy, notes, now, held, spot)
+    wanted = tried(wanted, seen, bad, policy, spot=False)
     on_demand = moves(
         (i for i in staying if not i.spot),
         Wanted(units=wanted, floor=wanted, calm=policy.calm, size=lambda _: 1, may_be_relieved=lambda _: True),
@@ -69,12 +74,14 @@ def decide(seen: Seen, policy: Policy) -> Decision:
     asides = [f"{held.units - now.units} more linger, for the work has just become less"] if held != now else []
     if twice:
         asides.append(f"{twice} are had twice, for instances at risk are to be replaced")
+    if now.units:
+        asides += doubts(bad)
     return Decision(
         reason="; ".join([why, *limits(units, policy), *asides]),
         needed_units=now.units,
         healthy_units=spot.have,
         noticed_units=doomed(seen),
-        spot_target=_target(seen, spot, held.spot + twice, held.spot),
+        spot_target=_target(seen, spot, all_spot, lasting),
         on_demand_desired=desired,
         on_demand_target=desired * policy.on_demand_units,
         top_up_units=max(0, wanted - ceil(held.on_demand / policy.on_demand_units)) * policy.on_demand_units,
