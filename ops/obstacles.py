@@ -344,7 +344,7 @@ def _worker(look: Look) -> Obstacle | None:
             do = "read the log group WorkerLogs: worker.processor or worker.options is wrong"
             return Obstacle(name="worker", seen="workers end at once, with code 2: they refuse their settings", do=do)
         if task.code == BROKEN_GPU:
-            do = "wait: the instance is drained, and another takes its place; what it said is in the log group WorkerLogs"
+            do = "wait: the instance is drained, and another takes its place; the log group WorkerLogs has the cause"
             return Obstacle(name="worker", seen="a worker says that the GPU of its instance is broken", do=do)
         if task.code is None and "Scaling activity" not in task.reason and "draining" not in task.reason:
             do = "the reason is ECS's own; see the service's events in the console"
