@@ -356,14 +356,14 @@ def test_the_lambda_may_execute_these_policies_and_resize_nothing_otherwise():
         assert told[f"{kind}_GROW_POLICY"] == {"Ref": f"{group}Grow"}
         assert told[f"{kind}_SHRINK_POLICY"] == {"Ref": f"{group}Shrink"}
     from capacity.groupcloud import IDLE_SINCE
-    from capacity.notes import SHORT_SINCE
+    from capacity.notes import BAD, SHORT_SINCE
 
     said = statements("CapacityRole", **GROUPS)
     for action in ("ExecutePolicy", "TerminateInstanceInAutoScalingGroup"):
         (only,) = (statement for statement in said if f"autoscaling:{action}" in statement["Action"])
         assert [arn["Fn::Sub"].rpartition("/")[2] for arn in only["Resource"]] == ["${SpotGroup}", "${OnDemandGroup}"]
     (notes,) = (statement for statement in said if "autoscaling:CreateOrUpdateTags" in statement["Action"])
-    assert set(notes["Condition"]["ForAllValues:StringEquals"]["aws:TagKeys"]) == {SHORT_SINCE, IDLE_SINCE}
+    assert set(notes["Condition"]["ForAllValues:StringEquals"]["aws:TagKeys"]) == {BAD, SHORT_SINCE, IDLE_SINCE}
     assert not [action for action in ("SetDesired", "TerminateInstances", "SpotFleet") if action in json.dumps(said)]
 
 
