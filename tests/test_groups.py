@@ -6,12 +6,13 @@ from itertools import count
 
 import pytest
 from groups_make import applied, policy, seen, services
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lambdas_make import LONG_AGO, NOON, instance, od
 
 from capacity.groups import Kind, decide
 from capacity.nouns import Bad, Notes, Urgency
+from capacity.trial import is_doubted
 from capacity.worth import DEAR, FRESH, RECENT, Launch, failing_since, spot_share
 
 SPOT, ON_DEMAND = Kind.SPOT, Kind.ON_DEMAND
@@ -291,6 +292,10 @@ def asked(decision):
     return decision.spot_target + decision.on_demand_target
 
 
+def any_doubted(decision):
+    return any(is_doubted(decision.notes.bad, spot=spot) for spot in (True, False))
+
+
 @law
 @given(looks(), policies)
 def test_groups_are_asked_for_no_more_than_their_limits(look, chosen):
@@ -308,9 +313,12 @@ def test_groups_are_asked_for_no_more_than_their_limits(look, chosen):
 @law
 @given(looks(), policies)
 def test_deciding_twice_changes_nothing(look, chosen):
-    once = applied(look, decide(look, chosen))
+    decision = decide(look, chosen)
+    once = applied(look, decision)
     twice = applied(once, decide(once, chosen))
 
+    # What a doubted group gives up makes it smaller; the pass after that may try one more.
+    assume(not any_doubted(decision))
     # Since when it is idle is forgotten when all have been told to leave, be it put off, and not before.
     assert replace(twice, idle_since=once.idle_since) == once
 
@@ -340,6 +348,8 @@ def test_a_notice_never_lowers_capacity(look, chosen):
     calm = replace(look, noticed=frozenset(), overdue=frozenset())
 
     decision = decide(look, chosen)
+    # A kind that is doubted is not asked for again as soon as it goes.
+    assume(not any_doubted(decision))
     assert asked(decision) >= min(asked(decide(calm, chosen)), decision.needed_units)
 
 
