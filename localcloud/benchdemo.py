@@ -21,8 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from localcloud.control import Refused
-from localcloud.demo import STACK
+from localcloud.demo import CUT_SHORT, STACK, cut_short
 from localcloud.image import REGISTRY
 from localcloud.laptop import PROJECT, DidNotWork, Laptop, laptop
 from localcloud.paced.paced import SECONDS
@@ -121,12 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(home, ignore_errors=True)
     try:
         report, status, seconds = _measure(options.seed, home, console)
-    except (DidNotWork, Refused) as error:
-        console.print(str(error), style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped; the local cloud is gone, with all that ran on it")
-        return 130
+    except CUT_SHORT as error:
+        return cut_short(error, console)
     judged, wrong = judge(report, TRUTH)
     if status and not wrong:
         wrong = [f"build.py bench ended with status {status}"]

@@ -207,6 +207,19 @@ SHOWS = {
 """By what buys the machines."""
 
 
+CUT_SHORT = (DidNotWork, Refused, KeyboardInterrupt)
+"""What ends a demo before there is anything to tell."""
+
+
+def cut_short(error: BaseException, console: Console) -> int:
+    """Say why there is nothing to tell, and return the exit status; for Ctrl-C it is a shell's."""
+    if isinstance(error, KeyboardInterrupt):
+        console.print("stopped; the local cloud is gone, with all that ran on it")
+        return 130
+    console.print(str(error), style="red", markup=False)
+    return 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Exit status 0 only when nothing was lost, nothing happened twice and everything is back at zero."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
@@ -226,12 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(home, ignore_errors=True)
     try:
         summary = _play(show, options, console, home)
-    except (DidNotWork, Refused) as error:
-        console.print(str(error), style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped; the local cloud is gone, with all that ran on it")
-        return 130
+    except CUT_SHORT as error:
+        return cut_short(error, console)
     (home / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     console.print(_table(summary))
     console.print(f"written to {home / 'summary.json'}; the cloud's log and state are in {home / 'cloud'}")
